@@ -1,0 +1,1 @@
+"""Verbs: the slipway command, one file a verb."""

@@ -1,0 +1,172 @@
+"""What a user sets: `params.yaml`, one section a workload, one part of it a stage. A workload extends the parts it needs more of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from contracts.errors import SlipwayError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen settings; a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Section):
+    """One thing to download. `address` is a local path or anything fsspec opens (https, az, s3, gs, hf, file).
+
+    Archives (zip, tar, tar.gz, tar.zst where Python can) are extracted into `into`; other files and folders are placed there.
+    """
+
+    address: str
+    into: str = "."
+    revision: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class DownloadSettings(Section):
+    """`sources` empty means the workload's embedded data set, with `num_samples` examples."""
+
+    sources: tuple[Source, ...] = ()
+    num_samples: Annotated[int, Field(ge=1)] = 1500
+
+    @model_validator(mode="before")
+    @classmethod
+    def _addresses_alone(cls, value: Any) -> Any:
+        """An address may stand for a whole source."""
+        if isinstance(value, Mapping) and isinstance(value.get("sources"), list | tuple):
+            return {**value, "sources": [{"address": one} if isinstance(one, str) else one for one in value["sources"]]}
+        return value
+
+
+class ParseSettings(Section):
+    """`shares` are the parts of train, val and test where the data set has no splits of its own."""
+
+    shares: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
+    max_rejected: Share = 0.05
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(sum(self.shares) - 1) > 1e-9:
+            raise ValueError(f"shares must sum to 1, not {sum(self.shares):g}")
+        return self
+
+
+class TrainSettings(Section):
+    """The run itself. Nothing about the machine stands here: how a global batch is divided is the plan's business.
+
+    `ghost_batch` is the number of samples that share one set of batch statistics (ghost batch normalisation, Hoffer et
+    al. 2017, arXiv 1705.08741): a micro-batch is a whole number of them, so ranks and accumulation change nothing.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    epochs: Annotated[float, Field(gt=0)] = 1
+    global_batch: Annotated[int, Field(ge=1)] = 16
+    ghost_batch: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    final_learning_rate: Share = 0.01
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
+    patience: Annotated[int, Field(ge=0)] = 0
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.global_batch % self.ghost_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of ghost_batch {self.ghost_batch}")
+        return self
+
+
+class EvaluateSettings(Section):
+    """How predictions are scored."""
+
+
+class ExportSettings(Section):
+    """`tolerance` is the largest difference from torch, relative to the output's own range, that an exported graph may show."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
+    tolerance: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class QuantizeSettings(Section):
+    """The ladder: `recipes` in the order tried; `budget` is the share of the metric that may be lost; `min_speedup` over fp32."""
+
+    recipes: tuple[Literal["int8", "int8_wide_head", "int8_dynamic", "fp16", "int4"], ...] = ("int8", "int8_wide_head")
+    budget: Share = 0.01
+    min_speedup: Annotated[float, Field(ge=1)] = 1.05
+    num_calibration: Annotated[int, Field(ge=1)] = 64
+
+
+class PublishSettings(Section):
+    """`target` is an address: file://folder, hf://organisation/name, or what fsspec opens. `name` is the model's name there."""
+
+    target: str = "file://registry"
+    name: str | None = None
+    private: bool = True
+
+
+class Settings(Section):
+    """The section of one workload; a workload's own class narrows the parts."""
+
+    download: DownloadSettings = DownloadSettings()
+    parse: ParseSettings = ParseSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    export: ExportSettings = ExportSettings()
+    quantize: QuantizeSettings = QuantizeSettings()
+    publish: PublishSettings = PublishSettings()
+
+
+def read_params(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """The whole of params.yaml as plain values.
+
+    Raises:
+        SlipwayError: when the file is missing or is not YAML, with line and column.
+    """
+    import yaml
+
+    try:
+        params = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SlipwayError(f"{path} is missing: run from the project's folder, which holds params.yaml") from None
+    except yaml.YAMLError as error:
+        raise SlipwayError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(params, dict):
+        raise SlipwayError(f"{path} must hold a section for each workload, not {type(params).__name__}")
+    return params
+
+
+def validate(kind: type[Settings], section: Any, *, where: str) -> Settings:
+    """`section` as settings of this kind.
+
+    Raises:
+        SlipwayError: one line for every wrong value: its path in the file, what stands there, what is wanted.
+    """
+    try:
+        return kind.model_validate(section)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            place = ".".join(str(part) for part in (where, *fault["loc"]))
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"{place}: no such setting; known here: {', '.join(_known(kind, fault['loc'][:-1]))}")
+            else:
+                lines.append(f"{place} = {fault['input']!r}: {fault['msg']}")
+        raise SlipwayError("params.yaml has values that cannot be used:\n  " + "\n  ".join(lines)) from None
+
+
+def _known(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            kind = field.annotation
+    return sorted(kind.model_fields)

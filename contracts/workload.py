@@ -1,0 +1,199 @@
+"""What a workload must be able to do for the house to train, judge and ship it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+
+from contracts.errors import SlipwayError
+from contracts.records import Record, Records, Rejected
+from contracts.settings import Settings, Source, read_params, validate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from torch import nn
+
+ROOT = Path(__file__).parents[1]
+Facts = Mapping[str, Any]
+Arrays = dict[str, "np.ndarray"]
+Measure = dict[str, Any]
+# Calls one of the graphs that ship, by name: arrays in, arrays out. The same for torch, ONNX and quantized files.
+Run = Callable[..., Arrays]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The one number a model is chosen, gated and published by."""
+
+    name: str
+    higher_is_better: bool = True
+
+    def gain(self, new: float, old: float) -> float:
+        """How much better `new` is than `old`; positive is better."""
+        return new - old if self.higher_is_better else old - new
+
+    def loss_share(self, new: float, reference: float) -> float:
+        """The share of `reference` that `new` gives away; 0.01 is one per cent; negative when it is better."""
+        return -self.gain(new, reference) / max(abs(reference), 1e-12)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One part that ships. `inputs` are example arrays in call order; `outputs` names what the module returns, in order;
+    `dynamic` names the axes that may vary: {"images": {0: "batch"}}."""
+
+    module: nn.Module
+    inputs: Mapping[str, np.ndarray]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Something worth drawing. `lines`: {name: (x values, y values)}; `matrix`: rows of numbers with labels."""
+
+    title: str
+    kind: Literal["lines", "matrix", "bars"]
+    x: str
+    y: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    matrix: Sequence[Sequence[float]] = ()
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found. `metrics` by name; `rows` a table with a row a class (or type of question); `charts` to draw."""
+
+    metrics: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]] = ()
+    charts: Sequence[Chart] = ()
+
+
+class Prediction(Protocol):
+    """A result for one raw input."""
+
+    name: str
+
+    def json(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
+
+    def draw(self) -> np.ndarray:
+        """A picture of it, uint8 [height, width, 3], BGR."""
+        ...
+
+
+class Workload(Protocol):
+    """One kind of training job. Its folder exports an instance named WORKLOAD.
+
+    `facts` is what `facts()` gave after parsing (class names, for one): known only once the data is there.
+    """
+
+    Settings: ClassVar[type[Settings]]
+    metric: ClassVar[Metric]
+
+    def sources(self, settings: Any) -> Sequence[Source]:
+        """What to download; none means the embedded data set that `sample` writes."""
+        ...
+
+    def sample(self, raw: Path, num: int) -> None:
+        """Write `num` small raw examples shaped like the real ones, in the real ones' own layout."""
+        ...
+
+    def schema(self) -> tuple[pa.DataType, pa.DataType]:
+        """Arrow types of a record's inputs and targets."""
+        ...
+
+    def parse(self, raw: Path, settings: Any, *, processes: int) -> Iterator[Record | Rejected]:
+        """Raw label files to records, in bounded memory and in the same order every time."""
+        ...
+
+    def facts(self, raw: Path, records: Records, settings: Any) -> dict[str, Any]:
+        """What the later stages must know of the data; written as JSON."""
+        ...
+
+    def dataset(self, records: Records, settings: Any, facts: Facts, *, training: bool) -> Dataset:
+        """Records to tensors."""
+        ...
+
+    def build(self, settings: Any, facts: Facts) -> nn.Module:
+        """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out."""
+        ...
+
+    def optimizer(self, objective: nn.Module, settings: Any) -> Any:
+        """A torch optimiser over what trains, with the learning rates the schedule multiplies."""
+        ...
+
+    def graphs(self, objective: nn.Module, settings: Any, facts: Facts) -> dict[str, Graph]:
+        """The parts that ship, by name, ready for inference."""
+        ...
+
+    def save(self, objective: nn.Module, folder: Path, settings: Any, facts: Facts) -> None:
+        """Write the files that the ecosystem expects (best.pt, an adapter), so that its own tools open them."""
+        ...
+
+    def measure(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[Measure]:
+        """What evaluation must know of each record, in order, computed only by calling `run("graph", **arrays)`.
+
+        Each is plain and small. "quality" (0 to 1) ranks examples for the gallery. No torch.
+        """
+        ...
+
+    def score(self, measures: Iterable[Measure], settings: Any, facts: Facts) -> Scores:
+        """The measures of a whole split as metrics. No torch."""
+        ...
+
+    def gallery(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
+        """A caption and a picture (BGR uint8) for each record: what was there and what was predicted. No torch."""
+        ...
+
+    def predict(self, run: Run, source: Path, settings: Any, facts: Facts) -> Iterator[Prediction]:
+        """Results for a file or a folder of raw inputs. No torch."""
+        ...
+
+
+class Dataset(Protocol):
+    """Examples by index. `rng` None means no augmentation; otherwise it is keyed by seed, epoch and sample."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> Any:
+        """One example; `progress` is the part of the run that is over, 0 to 1 (for augmentation that ends early)."""
+        ...
+
+    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Examples to one batch of tensors."""
+        ...
+
+
+def names() -> list[str]:
+    """The workloads that exist: the folders under workloads/."""
+    return sorted(path.parent.name for path in (ROOT / "workloads").glob("*/__init__.py"))
+
+
+def load(name: str) -> Workload:
+    """The workload of that name.
+
+    Raises:
+        SlipwayError: when there is none; says which there are.
+    """
+    if name not in names():
+        raise SlipwayError(f"there is no workload {name!r}; there are: {', '.join(names())}")
+    return cast("Workload", importlib.import_module(f"workloads.{name}").WORKLOAD)
+
+
+def settings_of(name: str, params: Path = Path("params.yaml")) -> Settings:
+    """The validated section of a workload in params.yaml.
+
+    Raises:
+        SlipwayError: when the section is missing or a value in it cannot be used.
+    """
+    workload, sections = load(name), read_params(params)
+    if name not in sections:
+        raise SlipwayError(f"{params} has no section {name!r}: `slipway use {name} default` writes one")
+    return validate(workload.Settings, sections[name], where=name)

@@ -1,0 +1,1 @@
+"""When stages run: Prefect, and nowhere else."""

@@ -1,0 +1,1 @@
+"""Use of shipped graphs without torch."""

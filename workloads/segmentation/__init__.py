@@ -1,0 +1,98 @@
+"""Instance segmentation with Ultralytics' YOLO models: polygons in, masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
+from workloads.segmentation.settings import SegmentationSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from torch import nn
+
+    from contracts.records import Record, Records, Rejected
+    from contracts.settings import Source
+
+
+class Segmentation:
+    """See `contracts.workload.Workload` for what each method promises."""
+
+    Settings = SegmentationSettings
+    metric = Metric("mask_map50_95")
+
+    def sources(self, settings: SegmentationSettings) -> Sequence[Source]:
+        return settings.download.sources
+
+    def sample(self, raw: Path, num: int) -> None:
+        from workloads.segmentation.scenes import write_scenes
+
+        write_scenes(raw, num)
+
+    def schema(self) -> tuple[pa.DataType, pa.DataType]:
+        from workloads.segmentation.labels import schema
+
+        return schema()
+
+    def parse(self, raw: Path, settings: SegmentationSettings, *, processes: int) -> Iterator[Record | Rejected]:
+        from workloads.segmentation.labels import parse
+
+        return parse(raw, settings.parse, processes=processes)
+
+    def facts(self, raw: Path, records: Records, settings: SegmentationSettings) -> dict[str, Any]:
+        from workloads.segmentation.labels import facts
+
+        return facts(raw, records, settings.parse)
+
+    def dataset(self, records: Records, settings: SegmentationSettings, facts: Facts, *, training: bool) -> Dataset:
+        from workloads.segmentation.dataset import SegmentationDataset
+
+        return SegmentationDataset(records, settings.train, facts["classes"], training=training)
+
+    def build(self, settings: SegmentationSettings, facts: Facts) -> nn.Module:
+        from workloads.segmentation.objective import build
+
+        return build(settings.train, facts["classes"])
+
+    def optimizer(self, objective: nn.Module, settings: SegmentationSettings) -> Any:
+        from workloads.segmentation.objective import make_optimizer
+
+        return make_optimizer(objective, settings.train)
+
+    def graphs(self, objective: nn.Module, settings: SegmentationSettings, facts: Facts) -> dict[str, Graph]:
+        from workloads.segmentation.graph import graphs
+
+        return graphs(objective, settings.train)
+
+    def save(self, objective: nn.Module, folder: Path, settings: SegmentationSettings, facts: Facts) -> None:
+        from workloads.segmentation.objective import save
+
+        save(objective, folder, settings.train, facts["classes"])
+
+    def measure(self, run: Run, records: Records, settings: SegmentationSettings, facts: Facts) -> Iterator[Measure]:
+        from workloads.segmentation.scoring import measure
+
+        return measure(run, records, settings, facts["classes"])
+
+    def score(self, measures: Iterable[Measure], settings: SegmentationSettings, facts: Facts) -> Scores:
+        from workloads.segmentation.scoring import score
+
+        return score(measures, facts["classes"])
+
+    def gallery(
+        self, run: Run, records: Records, settings: SegmentationSettings, facts: Facts
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        from workloads.segmentation.predicting import gallery
+
+        return gallery(run, records, settings, facts["classes"])
+
+    def predict(self, run: Run, source: Path, settings: SegmentationSettings, facts: Facts) -> Iterator[Prediction]:
+        from workloads.segmentation.predicting import predict
+
+        return predict(run, source, settings, facts["classes"])
+
+
+WORKLOAD = Segmentation()
