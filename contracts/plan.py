@@ -27,7 +27,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this process may use. `cores` counts the logical cores of its affinity and quota; memory and disk in bytes."""
+    """What this process may use. `cores` counts the logical cores of its affinity and quota; memory and disk in bytes.
+
+    `notes` says in words what was odd: sources that disagree, a GPU that is there and cannot be used.
+    """
 
     devices: tuple[Device, ...]
     cpu: str
@@ -38,12 +41,15 @@ class Hardware:
     platform: str
     bf16_cpu: bool = False
     driver: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """Names the machine's shape, not its momentary load: two machines alike share a plan."""
         gpus = [f"{one.name}/{one.memory >> 30}" for one in self.devices]
-        return "|".join([self.platform, self.cpu, str(self.cores), str(self.memory >> 30), *gpus])
+        return "|".join(
+            [self.platform, self.cpu, str(self.cores), str(self.memory >> 30), *gpus]
+        )
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ TERMINAL_SECONDS, LOG_SECONDS, WATCHER_SECONDS = 0.2, 5.0, 1.0
 
 
 class Progress:
-    """Work of `total` units under way (0 where nobody knows). Use as a context manager and call `advance`."""
+    """Work of `total` units under way (0 where nobody knows); `quiet` work is counted and not shown. Use as a context manager and call `advance`."""
 
-    def __init__(self, title: str, total: int, *, unit: str = "") -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int, *, unit: str = "", quiet: bool = False) -> None:
+        self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done, self.note = 0, ""
         self._start = time.monotonic()
         self._shown = self._start if not sys.stderr.isatty() else 0.0
@@ -38,6 +38,8 @@ class Progress:
         self._report()
 
     def _report(self, *, final: bool = False) -> None:
+        if self.quiet:
+            return
         now = time.monotonic()
         if final or now - self._told >= WATCHER_SECONDS:
             self._told = now

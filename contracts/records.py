@@ -28,6 +28,8 @@ class Record:
     `key` names it for good (the relative path of its file, say); examples that must not be separated share a `group`
     (a patient, a circuit). `inputs` and `targets` hold plain values that fit the workload's Arrow schema; paths in
     `inputs` are relative to the folder of `download`. `split` is the official one, or None to let the hash decide.
+    `likeness`, 16 bytes or none, is a fingerprint that differs in few bits between examples that look alike; it is used
+    while parsing and not stored.
     """
 
     key: str
@@ -35,6 +37,7 @@ class Record:
     inputs: dict[str, Any]
     targets: dict[str, Any]
     split: str | None = None
+    likeness: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class DownloadSettings(Section):
     """`sources` empty means the workload's embedded data set, with `num_samples` examples."""
 
     sources: tuple[Source, ...] = ()
-    num_samples: Annotated[int, Field(ge=1)] = 1500
+    num_samples: Annotated[int, Field(ge=1)] = 1600
 
     @model_validator(mode="before")
     @classmethod
@@ -91,10 +91,12 @@ class EvaluateSettings(Section):
 
 
 class ExportSettings(Section):
-    """`tolerance` is the largest difference from torch, relative to the output's own range, that an exported graph may show."""
+    """`tolerance` is the largest difference from torch, relative to the output's own range, that an exported graph may show.
+    `tensorrt` also builds TensorRT engines for this machine's GPU."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    tensorrt: bool = False
 
 
 class QuantizeSettings(Section):

@@ -44,12 +44,14 @@ class Metric:
 @dataclass(frozen=True)
 class Graph:
     """One part that ships. `inputs` are example arrays in call order; `outputs` names what the module returns, in order;
-    `dynamic` names the axes that may vary: {"images": {0: "batch"}}."""
+    `dynamic` names the axes that may vary: {"images": {0: "batch"}}; `preprocessing` says, as data for the artifact, what must
+    happen to raw data before this graph."""
 
     module: nn.Module
     inputs: Mapping[str, np.ndarray]
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,27 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found. `metrics` by name; `rows` a table with a row a class (or type of question); `charts` to draw."""
+    """What an evaluation found. `metrics` by name; `rows` a table with a row a class (or type of question); `charts` to draw;
+    `meanings` says in a sentence what a metric, or a column of the table, means."""
 
     metrics: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]] = ()
     charts: Sequence[Chart] = ()
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Prediction(Protocol):
     """A result for one raw input."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The input's path below the folder that was asked for."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no result (a file that cannot be read); otherwise None."""
+        ...
 
     def json(self) -> dict[str, Any]:
         """Plain values."""
@@ -121,8 +133,11 @@ class Workload(Protocol):
         """Records to tensors."""
         ...
 
-    def build(self, settings: Any, facts: Facts) -> nn.Module:
-        """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out."""
+    def build(self, settings: Any, facts: Facts, *, pretrained: bool) -> nn.Module:
+        """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out.
+
+        `pretrained` asks for the weights that the settings name; it is false where trained ones are loaded anyway.
+        """
         ...
 
     def optimizer(self, objective: nn.Module, settings: Any) -> Any:
@@ -133,8 +148,8 @@ class Workload(Protocol):
         """The parts that ship, by name, ready for inference."""
         ...
 
-    def save(self, objective: nn.Module, folder: Path, settings: Any, facts: Facts) -> None:
-        """Write the files that the ecosystem expects (best.pt, an adapter), so that its own tools open them."""
+    def save(self, objective: nn.Module, folder: Path, settings: Any, facts: Facts, *, name: str) -> None:
+        """Write what the ecosystem expects (`name`.pt, an adapter), so that its own tools open it; `name` is best or last."""
         ...
 
     def measure(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[Measure]:

@@ -52,10 +52,10 @@ class Segmentation:
 
         return SegmentationDataset(records, settings.train, facts["classes"], training=training)
 
-    def build(self, settings: SegmentationSettings, facts: Facts) -> nn.Module:
+    def build(self, settings: SegmentationSettings, facts: Facts, *, pretrained: bool) -> nn.Module:
         from workloads.segmentation.objective import build
 
-        return build(settings.train, facts["classes"])
+        return build(settings.train, facts["classes"], pretrained=pretrained)
 
     def optimizer(self, objective: nn.Module, settings: SegmentationSettings) -> Any:
         from workloads.segmentation.objective import make_optimizer
@@ -67,10 +67,12 @@ class Segmentation:
 
         return graphs(objective, settings.train)
 
-    def save(self, objective: nn.Module, folder: Path, settings: SegmentationSettings, facts: Facts) -> None:
+    def save(
+        self, objective: nn.Module, folder: Path, settings: SegmentationSettings, facts: Facts, *, name: str
+    ) -> None:
         from workloads.segmentation.objective import save
 
-        save(objective, folder, settings.train, facts["classes"])
+        save(objective, folder / f"{name}.pt", settings.train, facts["classes"])
 
     def measure(self, run: Run, records: Records, settings: SegmentationSettings, facts: Facts) -> Iterator[Measure]:
         from workloads.segmentation.scoring import measure

@@ -1,0 +1,115 @@
+"""Checkpoints: complete or absent, verified when read, written while training goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contracts.errors import SlipwayError
+from contracts.files import read_json, remove, replace_when_complete, write_json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk: a folder with state.pt and manifest.json."""
+
+    folder: Path
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder; `keep` complete ones stay, and an old one goes only after a new one is there."""
+
+    def __init__(self, folder: Path, *, fingerprint: str, keep: int = 2) -> None:
+        self.folder, self.fingerprint, self.keep = folder, fingerprint, keep
+        self._writer: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def found(self) -> list[Checkpoint]:
+        """Those that are there, oldest first."""
+        paths = sorted(self.folder.glob("step-*/manifest.json"))
+        return [Checkpoint(path.parent, int(path.parent.name.removeprefix("step-"))) for path in paths]
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy `state` now and write it in the background; waits for the one before.
+
+        Raises:
+            OSError: when the one before could not be written (a full disk, say).
+        """
+        self.wait()
+        copy = _copied(state)
+        self._writer = threading.Thread(target=self._write, args=(step, copy), name=f"checkpoint-{step}")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more; raise what went wrong."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            with replace_when_complete(self.folder / f"step-{step:09d}") as temporary:
+                temporary.mkdir()
+                torch.save(state, temporary / "state.pt")
+                manifest = {"step": step, "fingerprint": self.fingerprint, "sha256": _sha256(temporary / "state.pt")}
+                write_json(temporary / "manifest.json", manifest)
+            for old in self.found()[: -self.keep]:
+                remove(old.folder)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self._failure = error
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest checkpoint that is whole; None where there is none.
+
+        A damaged one is named and the one before it used.
+
+        Raises:
+            SlipwayError: when a checkpoint belongs to another run, with both fingerprints.
+        """
+        for checkpoint in reversed(self.found()):
+            try:
+                manifest = read_json(checkpoint.folder / "manifest.json")
+                whole = manifest["sha256"] == _sha256(checkpoint.folder / "state.pt")
+            except (OSError, ValueError, KeyError) as error:
+                print(f"{checkpoint.folder} is damaged ({error}); trying the one before", flush=True)
+                continue
+            if manifest["fingerprint"] != self.fingerprint:
+                raise SlipwayError(
+                    f"{checkpoint.folder} belongs to another run: its fingerprint is {manifest['fingerprint']}, this run's is "
+                    f"{self.fingerprint}. Settings or data differ; remove the folder, or restore what it was trained with"
+                )
+            if whole:
+                return checkpoint.step, torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
+            print(f"{checkpoint.folder}/state.pt does not have the sha256 of its manifest; trying the one before", flush=True)
+        return None
+
+    def copy_newest(self, target: Path) -> None:
+        """Copy the newest checkpoint to `target`, which is replaced when the copy is complete."""
+        self.wait()
+        with replace_when_complete(target) as temporary:
+            shutil.copytree(self.found()[-1].folder, temporary)
+
+
+def _copied(value: Any) -> Any:
+    """The same nested state in memory of its own, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""Batch normalisation that does not depend on how a batch is divided: statistics over ghost batches of a set size.
+
+Source: Hoffer et al. 2017, "Train longer, generalize better", arXiv 1705.08741, there called ghost batch normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contracts.errors import SlipwayError
+
+Mean = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Ghost:
+    """What a batch-norm layer does in training: normalise every ghost batch alone and average their statistics."""
+
+    ghost_batch: int
+    num_ghosts: int
+    ghost_mean: torch.Tensor
+    ghost_variance: torch.Tensor
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name torch gives it
+        if not self.training:  # pyright: ignore[reportAttributeAccessIssue]
+            return super().forward(input)  # pyright: ignore[reportAttributeAccessIssue]
+        if len(input) <= self.ghost_batch:
+            return self._normalized(input)
+        return torch.cat([self._normalized(part) for part in input.split(self.ghost_batch)])
+
+    def _normalized(self, part: torch.Tensor) -> torch.Tensor:
+        # A momentum of 1/n makes torch's running statistics the plain mean over the n ghost batches so far.
+        self.num_ghosts += 1
+        return functional.batch_norm(
+            part,
+            self.ghost_mean,
+            self.ghost_variance,
+            self.weight,  # pyright: ignore[reportAttributeAccessIssue]
+            self.bias,  # pyright: ignore[reportAttributeAccessIssue]
+            training=True,
+            momentum=1 / self.num_ghosts,
+            eps=self.eps,  # pyright: ignore[reportAttributeAccessIssue]
+        )
+
+
+class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
+    """See the module."""
+
+
+class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
+    """See the module."""
+
+
+class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
+    """See the module."""
+
+
+KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
+}
+
+
+class GhostStatistics:
+    """The running statistics of all batch-norm layers of a module, moved once a step for all ranks alike."""
+
+    def __init__(self, objective: nn.Module, *, ghost_batch: int, num_ghosts: int) -> None:
+        """Turn the layers of `objective` into ghost ones, in place; `num_ghosts` make one global batch."""
+        found = [module for module in objective.modules() if type(module) in KINDS and module.track_running_stats]
+        if found and ghost_batch < 2:
+            raise SlipwayError("this model has batch-norm layers: train.ghost_batch must be 2 or more (8 to 32 is usual)")
+        self.layers: Sequence[nn.Module] = found
+        self.num_ghosts = num_ghosts
+        for layer in found:
+            layer.__class__ = KINDS[type(layer)]
+            layer.ghost_batch, layer.num_ghosts = ghost_batch, 0
+            layer.ghost_mean = torch.zeros_like(layer.running_mean)
+            layer.ghost_variance = torch.zeros_like(layer.running_var)
+
+    def update(self, mean: Mean) -> None:
+        """Move the running statistics by what the step saw on all ranks (`mean` averages a tensor over them).
+
+        One step counts as many moves with the layer's momentum as there were ghost batches in it.
+        """
+        if not self.layers:
+            return
+        parts = [part for layer in self.layers for part in (layer.ghost_mean, layer.ghost_variance)]
+        together = mean(torch.cat(parts)).split([len(part) for part in parts])
+        running = [part for layer in self.layers for part in (layer.running_mean, layer.running_var)]
+        momenta = [layer.momentum if layer.momentum is not None else 0.1 for layer in self.layers for _ in range(2)]
+        for target, value, momentum in zip(running, together, momenta, strict=True):
+            target.lerp_(value, 1 - (1 - momentum) ** self.num_ghosts)
+        for layer in self.layers:
+            layer.num_ghosts = 0
+            layer.num_batches_tracked += 1

@@ -1,0 +1,35 @@
+"""Runs a workload's graphs with torch, behind the same call as the files that ship: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from contracts.workload import Arrays, Graph, Run
+
+
+def torch_run(graphs: Mapping[str, Graph], device: str | torch.device) -> Run:
+    """`run("graph", **arrays)` computed by the torch modules on `device` ("cpu", "cuda"), which moves them there.
+
+    Raises (when called):
+        KeyError: for a graph that does not exist; the message names those that do.
+    """
+    modules = {name: graph.module.to(device).eval() for name, graph in graphs.items()}
+
+    @torch.inference_mode()
+    def run(graph: str, /, **arrays: np.ndarray) -> Arrays:
+        if graph not in modules:
+            raise KeyError(f"no graph {graph!r}; there are: {', '.join(modules)}")
+        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device) for name in graphs[graph].inputs]
+        results = modules[graph](*tensors)
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        return {name: as_array(value) for name, value in zip(graphs[graph].outputs, results, strict=True)}
+
+    return run
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor in host memory; half precisions become float32, as numpy has no bfloat16."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()

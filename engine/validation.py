@@ -1,0 +1,42 @@
+"""Scoring during training: every rank measures its share of a split, rank 0 scores the whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from contracts.records import Records
+from contracts.settings import Settings
+from contracts.workload import Facts, Scores, Workload
+from engine.backends.single import Single
+from engine.torch_runtime import torch_run
+
+
+class Validator:
+    """Scores weights on one split through the graphs that would ship."""
+
+    def __init__(self, workload: Workload, objective: nn.Module, settings: Settings, facts: Facts, records: Records) -> None:
+        self.workload, self.settings, self.facts, self.records = workload, settings, facts, records
+        self.objective = copy.deepcopy(objective).eval().requires_grad_(False)
+
+    def score(self, tensors: Mapping[str, torch.Tensor], backend: Single) -> dict[str, float]:
+        """The metrics of these weights (a state dict of the objective), the same on every rank."""
+        self.objective.load_state_dict(tensors)
+        run = torch_run(self.workload.graphs(self.objective, self.settings, self.facts), backend.device)
+        share = self.records.take(range(backend.rank, len(self.records), backend.ranks))
+        measures = list(self.workload.measure(run, share, self.settings, self.facts))
+        gathered = backend.gather(measures)
+        scores = self.workload.score(_interleaved(gathered), self.settings, self.facts) if gathered else Scores({})
+        return backend.broadcast(dict(scores.metrics))
+
+
+def _interleaved(shares: list[list[Any]]) -> list[Any]:
+    """The measures in the order of their records: share r holds records r, r + ranks, ..."""
+    together: list[Any] = [None] * sum(map(len, shares))
+    for rank, share in enumerate(shares):
+        together[rank :: len(shares)] = share
+    return together

@@ -1,0 +1,81 @@
+"""Checkpoints are whole or not used, and never another run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from contracts.errors import SlipwayError
+from engine.checkpoint import Checkpoints
+
+
+def _saved(folder: Path, *steps: int, fingerprint: str = "one") -> Checkpoints:
+    checkpoints = Checkpoints(folder, fingerprint=fingerprint)
+    for step in steps:
+        checkpoints.save(step, {"weights": torch.full((3,), float(step)), "step": step})
+        checkpoints.wait()
+    return checkpoints
+
+
+def test_the_newest_is_loaded_and_older_ones_are_pruned(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path, 1, 2, 3)
+    assert [found.step for found in checkpoints.found()] == [2, 3]
+    step, state = checkpoints.load() or (0, {})
+    assert step == 3
+    assert torch.equal(state["weights"], torch.full((3,), 3.0))
+
+
+def test_what_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path) -> None:
+    weights, checkpoints = torch.zeros(1000), Checkpoints(tmp_path, fingerprint="one")
+    checkpoints.save(1, {"weights": weights})
+    weights += 1
+    checkpoints.wait()
+    _, state = checkpoints.load() or (0, {})
+    assert not state["weights"].any()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = _saved(tmp_path, 1, 2)
+    file = tmp_path / "step-000000002" / "state.pt"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "truncate":
+        file.write_bytes(content[:-100])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (file.parent / "manifest.json").write_text("{")
+    step, _ = checkpoints.load() or (0, {})
+    assert step == 1
+    assert "step-000000002" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    _saved(tmp_path, 5, fingerprint="theirs")
+    with pytest.raises(SlipwayError, match=r"fingerprint is theirs, this run's is mine"):
+        Checkpoints(tmp_path, fingerprint="mine").load()
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    _saved(tmp_path, 1)
+    partial = tmp_path / ".step-000000002.99.partial"
+    partial.mkdir()
+    (partial / "state.pt").write_bytes(b"half")
+    step, _ = Checkpoints(tmp_path, fingerprint="one").load() or (0, {})
+    assert step == 1
+
+
+def test_a_failed_write_is_reported_and_the_old_one_stays(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path, 1)
+    (tmp_path / "step-000000003").write_text("in the way")
+    checkpoints.save(3, {"step": 3})
+    with pytest.raises(OSError, match="step-000000003"):
+        checkpoints.wait()
+    assert [found.step for found in checkpoints.found()] == [1]

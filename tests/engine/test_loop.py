@@ -1,0 +1,157 @@
+"""The loop: the same weights however a run is divided or interrupted."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contracts.errors import SlipwayError
+from contracts.run import RunSpec
+from engine.checkpoint import Checkpoints
+from engine.launch import command, environment, launch
+from engine.loop import Loop
+from engine.tracking import read_journal
+from engine.worker import INTERRUPTED
+
+MakeSpec = Callable[..., RunSpec]
+
+
+@pytest.fixture(autouse=True)
+def _signals_put_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    torch.set_num_threads(1)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _last_state(spec: RunSpec) -> dict[str, Any]:
+    _, state = Checkpoints(Path(spec.output) / "checkpoints", fingerprint=spec.fingerprint).load() or (0, {})
+    return state
+
+
+def _train(spec: RunSpec) -> dict[str, torch.Tensor]:
+    """The weights after a run in this process."""
+    Path(spec.output).mkdir(parents=True, exist_ok=True)
+    assert Loop(spec).run() is not None
+    return _last_state(spec)["objective"]
+
+
+def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def _start(spec: RunSpec) -> subprocess.Popen[bytes]:
+    Path(spec.output).mkdir(parents=True, exist_ok=True)
+    path = Path(spec.output) / "spec.json"
+    spec.write(path)
+    return subprocess.Popen(command(spec.plan, path), env=environment(spec.plan))
+
+
+def _wait_for_step(spec: RunSpec, step: int, process: subprocess.Popen[bytes]) -> None:
+    journal = Path(spec.output) / "metrics.jsonl"
+    for _ in range(1200):
+        lines = read_journal(journal)
+        if lines and lines[-1]["step"] >= step:
+            return
+        assert process.poll() is None, f"the run ended with {process.returncode} before step {step}"
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} within 60 s")
+
+
+def test_the_same_seed_trains_the_same_weights(make_spec: MakeSpec) -> None:
+    assert _difference(_train(make_spec("one")), _train(make_spec("other"))) == 0
+
+
+def test_another_seed_trains_other_weights(make_spec: MakeSpec) -> None:
+    assert _difference(_train(make_spec("one")), _train(make_spec("other", seed=1))) > 1e-3
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8])
+def test_the_micro_batch_does_not_change_what_is_learnt(make_spec: MakeSpec, micro_batch: int) -> None:
+    assert _difference(_train(make_spec("small", epochs=1)), _train(make_spec("large", epochs=1, micro_batch=micro_batch))) < 1e-5
+
+
+def test_two_ranks_train_the_weights_of_one(make_spec: MakeSpec) -> None:
+    alone, together = make_spec("alone", epochs=1), make_spec("together", epochs=1, ranks=2)
+    result = launch(together)
+    assert result.steps == 5
+    assert _difference(_train(alone), _last_state(together)["objective"]) < 2e-6
+    one, two = (load_file(Path(spec.output) / "best.safetensors") for spec in (alone, together))
+    assert _difference(one, two) < 2e-6
+
+
+def test_killed_in_mid_epoch_and_resumed_gives_the_bits_of_the_uninterrupted_run(make_spec: MakeSpec) -> None:
+    reference = _train(make_spec("whole", epochs=3))
+    spec = make_spec("killed", epochs=3, checkpoint_minutes=0)
+    process = _start(spec)
+    _wait_for_step(spec, 7, process)
+    process.kill()
+    process.wait()
+    interrupted_at = Checkpoints(Path(spec.output) / "checkpoints", fingerprint="one").found()[-1].step
+    assert 0 < interrupted_at < 12
+    assert _difference(reference, _train(spec)) == 0
+    steps = [line["step"] for line in read_journal(Path(spec.output) / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(make_spec: MakeSpec) -> None:
+    spec = make_spec("stopped", epochs=40)
+    process = _start(spec)
+    _wait_for_step(spec, 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == INTERRUPTED
+    step = Checkpoints(Path(spec.output) / "checkpoints", fingerprint="one").found()[-1].step
+    assert step >= 4
+    assert not (Path(spec.output) / "result.json").exists()
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(make_spec: MakeSpec) -> None:
+    spec = make_spec("orphans", ranks=2, epochs=2000)
+    process = _start(spec)
+    _wait_for_step(spec, 4, process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+
+
+def test_another_runs_checkpoint_is_refused(make_spec: MakeSpec) -> None:
+    _train(make_spec("run", epochs=1))
+    with pytest.raises(SlipwayError, match="fingerprint is one, this run's is two"):
+        Loop(make_spec("run", fingerprint="two", epochs=1)).run()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_records(make_spec: MakeSpec) -> None:
+    loop = Loop(make_spec("diverged", epochs=1))
+    with torch.no_grad():
+        next(loop.backend.objective.parameters()).fill_(float("nan"))
+    with pytest.raises(SlipwayError, match=r"loss is nan in step 0.*images/train/scene_"):
+        loop.run()
+
+
+def test_a_failure_in_a_rank_is_the_error_of_the_launch(make_spec: MakeSpec) -> None:
+    spec = make_spec("failing", ranks=2, model="no-such-model")
+    with pytest.raises(SlipwayError, match="training failed on rank .*no-such-model.*digits-seg"):
+        launch(spec)
+
+
+def test_patience_stops_a_run_that_no_longer_gains(make_spec: MakeSpec) -> None:
+    spec = make_spec("patient", epochs=30, patience=2, learning_rate=1e-9, ema_decay=0)
+    Path(spec.output).mkdir(parents=True)
+    result = Loop(spec).run()
+    assert result is not None
+    assert result.stopped_early
+    assert result.epochs < 10

@@ -1,0 +1,118 @@
+"""The door to ultralytics: imported quietly and offline, its models built from YAML and read without running their pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.errors import SlipwayError
+from contracts.workload import ROOT
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS = Path(__file__).parent / "models"
+
+
+def prepare_ultralytics() -> None:
+    """Set what must be set before the first import: no look-ups, no telemetry, no files in the user's home, our own threads.
+
+    Its import sets OMP_NUM_THREADS to 1 where that is unset, and looks for a font on the network where none is at hand.
+    """
+    folder = Path(os.environ.setdefault("YOLO_CONFIG_DIR", str(ROOT / ".slipway")))
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "1"
+    font = folder / "Ultralytics" / "Arial.ttf"
+    if not font.exists():
+        import matplotlib
+
+        font.parent.mkdir(parents=True, exist_ok=True)
+        bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+        with suppress(FileExistsError):
+            os.symlink(bundled, font) if os.name != "nt" else font.write_bytes(bundled.read_bytes())
+    threads = os.environ.get("OMP_NUM_THREADS")
+    import ultralytics.utils
+
+    if threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    ultralytics.utils.SETTINGS["sync"] = False
+
+
+def make_model(name: str, classes: Sequence[str], *, pretrained: bool, sha256: str | None = None) -> nn.Module:
+    """A segmentation network for these classes, float32, in training mode.
+
+    `name` is a YAML beside this file (digits-seg), an Ultralytics YAML (yolov8n-seg.yaml), or weights (a .pt file, or the
+    name of one that Ultralytics publishes): from those, every tensor that fits is taken over where `pretrained` asks for it.
+
+    Raises:
+        SlipwayError: when there is no such model, it does not segment, or its hash is not the one that is set.
+    """
+    prepare_ultralytics()
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import SegmentationModel
+
+    config, weights = _architecture(name, pretrained=pretrained, sha256=sha256)
+    model = SegmentationModel({**config, "nc": len(classes)}, nc=len(classes), verbose=False)
+    model.args = get_cfg()
+    model.names = dict(enumerate(classes))
+    if weights is not None:
+        own = model.state_dict()
+        fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+        model.load_state_dict({**own, **fitting})
+        print(f"{name}: {len(fitting)} of {len(own)} tensors taken over; the rest depends on the number of classes")
+    return model
+
+
+def _architecture(name: str, *, pretrained: bool, sha256: str | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The architecture of a model and, where they are asked for and there are any, its weights."""
+    if not name.endswith(".pt"):
+        return _config(name), None
+    if not pretrained and not Path(name).exists():
+        return _config(f"{Path(name).stem}.yaml"), None
+    config, weights = _weights(Path(name), sha256)
+    return config, weights if pretrained else None
+
+
+def _config(name: str) -> dict[str, Any]:
+    """The architecture in a YAML file of ours or of ultralytics."""
+    import yaml
+    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.utils.checks import check_yaml
+
+    own = MODELS / f"{name.removesuffix('.yaml')}.yaml"
+    if own.exists():
+        return yaml.safe_load(own.read_text())
+    found = check_yaml(name, hard=False) if name.endswith(".yaml") else ""
+    config = yaml_model_load(found or name) if found else None
+    if config is None:
+        ours = ", ".join(sorted(path.stem for path in MODELS.glob("*.yaml")))
+        raise SlipwayError(f"train.model = {name!r}: neither a model of Slipway ({ours}), a YAML of ultralytics, nor a .pt file")
+    return config
+
+
+def _weights(path: Path, sha256: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Architecture and tensors of an Ultralytics checkpoint, read without running code from it."""
+    from ultralytics.nn.tasks import torch_safe_load
+    from ultralytics.utils.downloads import attempt_download_asset
+
+    found = path if path.exists() else Path(str(attempt_download_asset(path)))
+    if not found.exists():
+        raise SlipwayError(f"train.model = {str(path)!r}: no such file, and it could not be downloaded; give a path, or use a YAML")
+    if sha256 is not None:
+        with found.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256:
+            raise SlipwayError(f"{found} has sha256 {digest}, but train.weights_sha256 = {sha256}: the file is not the one you meant")
+    checkpoint, _ = torch_safe_load(str(found), safe_only=True)
+    model = checkpoint.get("ema") or checkpoint["model"]
+    if type(model).__name__ != "SegmentationModel":
+        raise SlipwayError(f"{found} holds a {type(model).__name__}, not a segmentation model: use a -seg one")
+    return model.yaml, model.float().state_dict()
