@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ def read_json(path: Path) -> Any:
 
 def finite(value: Any) -> Any:
     """The same nested value with NaN and infinities replaced by None."""
-    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}

@@ -72,7 +72,7 @@ def write_records(
     schema = pa.schema(
         [("key", pa.string()), ("group", pa.string()), ("split", pa.string()), ("inputs", inputs), ("targets", targets)]
     )
-    counts = dict.fromkeys(SPLITS, 0)
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     seen: set[bytes] = set()
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -138,10 +138,9 @@ class Records(Sequence[Record]):
     def split(self, name: str) -> Records:
         """The records of one split, in the order they were written."""
         import numpy as np
-        import pyarrow.compute as pc
 
-        chosen = np.flatnonzero(pc.equal(self.table["split"], name).to_numpy(zero_copy_only=False))
-        return self.take(np.flatnonzero(np.isin(self.positions, chosen)))
+        splits = self.table["split"].to_numpy(zero_copy_only=False)[self.positions]
+        return self.take(np.flatnonzero(splits == name))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Records:
         """The records at these positions of this part."""

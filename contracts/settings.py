@@ -74,7 +74,7 @@ class TrainSettings(Section):
     final_learning_rate: Share = 0.01
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5

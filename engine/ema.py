@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,15 +25,16 @@ class Average:
         self.num_updates += 1
         decay = min(self.decay, self.num_updates / (self.num_updates + 9)) if self.decay else 0.0
         moving = [name for name, value in self.tensors.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[name] for name in moving], [self._live[name] for name in moving], 1 - decay)
+        averages, live = ([tensors[name] for name in moving] for tensors in (self.tensors, self._live))
+        torch._foreach_lerp_(averages, live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for name, value in self.tensors.items():
             if not value.is_floating_point():
                 value.copy_(self._live[name])
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates, "tensors": self.tensors}
 
-    def load_state(self, state: dict[str, object]) -> None:
-        self.num_updates = state["num_updates"]  # pyright: ignore[reportAttributeAccessIssue]
-        for name, value in state["tensors"].items():  # pyright: ignore[reportAttributeAccessIssue]
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.num_updates = state["num_updates"]
+        for name, value in state["tensors"].items():
             self.tensors[name].copy_(value)

@@ -139,10 +139,7 @@ def _gpu(nvml: Any, index: int) -> Gpu:
     except nvml.NVMLError:
         mig = False
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    uuid, name = (
-        _text(nvml.nvmlDeviceGetUUID(handle)),
-        _text(nvml.nvmlDeviceGetName(handle)),
-    )
+    uuid, name = (_text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle)))
     return Gpu(index, uuid, name, total, free, (int(major), int(minor)), mig)
 
 
@@ -154,40 +151,26 @@ def torch_view() -> TorchView:
     """What this environment's torch makes of the GPUs, asked in a child process; takes 2 to 4 seconds."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", TORCH_PROBE],
-            capture_output=True,
-            text=True,
-            timeout=TORCH_SECONDS,
-            check=False,
+            [sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return TorchView(fault=f"torch did not answer within {TORCH_SECONDS} s")
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [
-            f"exit status {done.returncode}"
-        ]
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         return TorchView(fault=last[0])
     value = json.loads(done.stdout.strip().splitlines()[-1])
     return TorchView(tuple(value["devices"]), value["version"], value["cuda"])
 
 
 def find_devices(
-    view: DriverView,
-    environment: Mapping[str, str],
-    ask_torch: Callable[[], TorchView],
-    root: Path,
+    view: DriverView, environment: Mapping[str, str], ask_torch: Callable[[], TorchView], root: Path
 ) -> tuple[tuple[Device, ...], list[str]]:
     """The GPUs that training may use, in CUDA's order, and notes on what was odd."""
     wanted = environment.get("CUDA_VISIBLE_DEVICES")
     if view.fault:
-        if not any((root / sign).exists() for sign in SIGNS_OF_A_GPU) or wanted in (
-            "",
-            "-1",
-        ):
+        if not any((root / sign).exists() for sign in SIGNS_OF_A_GPU) or wanted in ("", "-1"):
             return (), []
-        notes = [
-            f"NVML gives no answer ({view.fault}): torch alone was asked about GPUs"
-        ]
+        notes = [f"NVML gives no answer ({view.fault}): torch alone was asked about GPUs"]
         visible: Sequence[Gpu] = ()
     else:
         visible, notes = select_visible(view.gpus, wanted)
@@ -197,16 +180,13 @@ def find_devices(
     if torch.fault:
         notes.append(f"torch cannot be asked about the GPUs: {torch.fault}")
         return tuple(
-            Device(place, one.name, one.memory, one.free, one.capability)
-            for place, one in enumerate(visible)
+            Device(place, one.name, one.memory, one.free, one.capability) for place, one in enumerate(visible)
         ), notes
     devices, more = merge(visible, torch)
     return devices, [*notes, *more]
 
 
-def select_visible(
-    gpus: Sequence[Gpu], wanted: str | None
-) -> tuple[list[Gpu], list[str]]:
+def select_visible(gpus: Sequence[Gpu], wanted: str | None) -> tuple[list[Gpu], list[str]]:
     """The GPUs that a CUDA_VISIBLE_DEVICES of `wanted` leaves, with CUDA's rule: the first bad entry ends the list."""
     if wanted is None or not gpus:
         return list(gpus), []
@@ -221,26 +201,17 @@ def select_visible(
             break
         chosen.append(named[0])
     if len(chosen) < len(gpus):
-        notes.append(
-            f"CUDA_VISIBLE_DEVICES={wanted!r} leaves {len(chosen)} of {len(gpus)} GPUs"
-        )
+        notes.append(f"CUDA_VISIBLE_DEVICES={wanted!r} leaves {len(chosen)} of {len(gpus)} GPUs")
     return chosen, notes
 
 
 def _names(entry: str, gpu: Gpu) -> bool:
     if entry.startswith("MIG-"):
         return gpu.mig
-    return (
-        entry.isdigit()
-        and int(entry) == gpu.index
-        or entry.startswith("GPU-")
-        and gpu.uuid.startswith(entry)
-    )
+    return (entry.isdigit() and int(entry) == gpu.index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))
 
 
-def merge(
-    visible: Sequence[Gpu], torch: TorchView
-) -> tuple[tuple[Device, ...], list[str]]:
+def merge(visible: Sequence[Gpu], torch: TorchView) -> tuple[tuple[Device, ...], list[str]]:
     """One list from the two: torch decides what can be used and in which order, NVML knows what is free in it."""
     notes, devices = [], []
     if not torch.devices and visible:
@@ -254,9 +225,7 @@ def merge(
             f"the driver shows {names}, torch {torch.version} can use none of it; {reason}. Training runs on the CPU"
         ]
     if visible and len(torch.devices) != len(visible):
-        notes.append(
-            f"NVML shows {len(visible)} GPUs, torch {len(torch.devices)}: torch's number counts"
-        )
+        notes.append(f"NVML shows {len(visible)} GPUs, torch {len(torch.devices)}: torch's number counts")
     by_uuid = {gpu.uuid.removeprefix("GPU-"): gpu for gpu in visible}
     for index, one in enumerate(torch.devices):
         if not one["usable"]:
@@ -267,26 +236,14 @@ def merge(
             break
         gpu = by_uuid.get(str(one["uuid"]).removeprefix("GPU-"))
         free = int(one["free"])
-        if (
-            gpu is not None
-            and gpu.memory
-            and abs(gpu.memory - one["memory"]) <= MEMORY_TOLERANCE * gpu.memory
-        ):
+        if gpu is not None and gpu.memory and abs(gpu.memory - one["memory"]) <= MEMORY_TOLERANCE * gpu.memory:
             free = gpu.free
         elif gpu is not None and gpu.memory:
             notes.append(
                 f"GPU {index} ({one['name']}): NVML says {gpu.memory / 2**30:.1f} GiB, torch {one['memory'] / 2**30:.1f}"
                 " GiB: torch's number counts"
             )
-        devices.append(
-            Device(
-                index,
-                one["name"],
-                int(one["memory"]),
-                free,
-                (one["capability"][0], one["capability"][1]),
-            )
-        )
+        devices.append(Device(index, one["name"], int(one["memory"]), free, (one["capability"][0], one["capability"][1])))
     notes += [
         f"GPU {gpu.index} ({gpu.name}) is divided by MIG: CUDA gives a process one slice of it, so it counts as one small device"
         for gpu in visible
@@ -307,11 +264,7 @@ def affinity() -> int:
     import psutil
 
     process = psutil.Process()
-    return (
-        len(process.cpu_affinity() or [])
-        if hasattr(process, "cpu_affinity")
-        else os.cpu_count() or 1
-    )
+    return len(process.cpu_affinity() or []) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
 
 
 def cpu_quota(root: Path) -> float:
@@ -320,10 +273,7 @@ def cpu_quota(root: Path) -> float:
     for group in control_groups("cpu", root):
         words = _read(group / "cpu.max").split()
         if len(words) != 2:
-            words = [
-                _read(group / "cpu.cfs_quota_us"),
-                _read(group / "cpu.cfs_period_us"),
-            ]
+            words = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
         if words[0].isdigit() and words[1].isdigit() and int(words[1]):
             limits.append(int(words[0]) / int(words[1]))
     return min(limits)
@@ -336,48 +286,30 @@ def control_groups(controller: str, root: Path) -> list[Path]:
         _, names, path = line.split(":", 2)
         if names and controller not in names.split(","):
             continue
-        inside = PurePosixPath(
-            *(part for part in path.split("/") if part not in ("", ".."))
-        )
+        inside = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
         for mount in [controller, names] if names else ["", "unified"]:
-            folders += [
-                root / "sys/fs/cgroup" / mount / part
-                for part in (inside, *inside.parents)
-            ]
+            folders += [root / "sys/fs/cgroup" / mount / part for part in (inside, *inside.parents)]
     return list(dict.fromkeys(folders))
 
 
 def find_memory(root: Path = Path("/")) -> tuple[int, int]:
     """Main memory in bytes, whole and available, as far as the control groups let this process have it."""
     lines = [line.split() for line in _read(root / "proc/meminfo").splitlines()]
-    known = {
-        words[0]: int(words[1]) << 10
-        for words in lines
-        if len(words) > 1 and words[1].isdigit()
-    }
+    known = {words[0]: int(words[1]) << 10 for words in lines if len(words) > 1 and words[1].isdigit()}
     if "MemTotal:" in known and "MemAvailable:" in known:
         total, available = known["MemTotal:"], known["MemAvailable:"]
     else:
         import psutil
 
-        total, available = (
-            psutil.virtual_memory().total,
-            psutil.virtual_memory().available,
-        )
+        total, available = (psutil.virtual_memory().total, psutil.virtual_memory().available)
     whole = total
     for group in control_groups("memory", root):
         limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
         used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes")
         if limit.isdigit() and int(limit) < whole:
-            statistics = dict(
-                line.split() for line in _read(group / "memory.stat").splitlines()
-            )
+            statistics = dict(line.split() for line in _read(group / "memory.stat").splitlines())
             # Cached files count as used and are given up when memory is asked for.
-            cached = int(
-                statistics.get(
-                    "inactive_file", statistics.get("total_inactive_file", 0)
-                )
-            )
+            cached = int(statistics.get("inactive_file", statistics.get("total_inactive_file", 0)))
             total = min(total, int(limit))
             available = min(available, max(0, int(limit) - int(used or 0) + cached))
     return total, available
@@ -390,12 +322,7 @@ def cpu_name(root: Path = Path("/"), system: str = platform.system()) -> str:
         if key.strip() in ("model name", "Model") and value.strip():
             return " ".join(value.split())
     if system == "Darwin" and shutil.which("sysctl"):
-        found = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        found = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         if found.stdout.strip():
             return found.stdout.strip()
     return platform.processor() or platform.machine()

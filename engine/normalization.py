@@ -5,7 +5,8 @@ Source: Hoffer et al. 2017, "Train longer, generalize better", arXiv 1705.08741,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ class _Ghost:
     ghost_mean: torch.Tensor
     ghost_variance: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name torch gives it
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training:  # pyright: ignore[reportAttributeAccessIssue]
             return super().forward(input)  # pyright: ignore[reportAttributeAccessIssue]
         if len(input) <= self.ghost_batch:
@@ -70,10 +71,10 @@ class GhostStatistics:
 
     def __init__(self, objective: nn.Module, *, ghost_batch: int, num_ghosts: int) -> None:
         """Turn the layers of `objective` into ghost ones, in place; `num_ghosts` make one global batch."""
-        found = [module for module in objective.modules() if type(module) in KINDS and module.track_running_stats]
+        found: list[Any] = [module for module in objective.modules() if type(module) in KINDS and module.track_running_stats]
         if found and ghost_batch < 2:
             raise SlipwayError("this model has batch-norm layers: train.ghost_batch must be 2 or more (8 to 32 is usual)")
-        self.layers: Sequence[nn.Module] = found
+        self.layers = found
         self.num_ghosts = num_ghosts
         for layer in found:
             layer.__class__ = KINDS[type(layer)]

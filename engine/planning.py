@@ -11,16 +11,7 @@ from contracts.settings import TrainSettings
 
 GIB = 1 << 30
 # Samples a micro-batch by the memory of the smallest GPU in nominal GiB: a first guess, which measuring may better.
-FIRST_GUESS = (
-    (140, 128),
-    (80, 64),
-    (40, 32),
-    (20, 16),
-    (14, 12),
-    (10, 8),
-    (6, 4),
-    (0, 2),
-)
+FIRST_GUESS = ((140, 128), (80, 64), (40, 32), (20, 16), (14, 12), (10, 8), (6, 4), (0, 2))
 # A card sold with 20 GB reports between 19.0 and 20.0 GiB, according to who is asked.
 NOMINAL = 0.95
 # Below this free part somebody else is using the GPU, and only what is free counts.
@@ -38,9 +29,7 @@ WORKERS_PER_RANK, SPARE_CORES = 3, 2
 PREFETCH_BY_FREE_MEMORY = ((64, 4), (32, 3), (0, 2))
 
 
-def plan(
-    hardware: Hardware, settings: TrainSettings, *, example_bytes: int | None = None
-) -> Plan:
+def plan(hardware: Hardware, settings: TrainSettings, *, example_bytes: int | None = None) -> Plan:
     """The layout of one training run: ranks x micro_batch x accumulation is exactly the global batch.
 
     A micro-batch is a whole number of ghost batches, so that batch statistics do not depend on the layout. `example_bytes`
@@ -49,30 +38,20 @@ def plan(
     Raises:
         SlipwayError: when one ghost batch cannot fit; the text says what to change.
     """
-    return (
-        _on_gpus(hardware, settings, example_bytes)
-        if hardware.devices
-        else _on_cpu(hardware, settings, example_bytes)
-    )
+    return _on_gpus(hardware, settings, example_bytes) if hardware.devices else _on_cpu(hardware, settings, example_bytes)
 
 
-def process_group(
-    device: Literal["cuda", "cpu"], platform: str
-) -> Literal["nccl", "gloo"]:
+def process_group(device: Literal["cuda", "cpu"], platform: str) -> Literal["nccl", "gloo"]:
     """The library that carries tensors between ranks; `platform` as in Hardware ("Windows AMD64")."""
     return "nccl" if device == "cuda" and platform.startswith("Linux") else "gloo"
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:
     """The largest divisor of `number` that is not above `at_most` (1 at least)."""
-    return next(
-        one for one in range(max(1, min(at_most, number)), 0, -1) if number % one == 0
-    )
+    return next(one for one in range(max(1, min(at_most, number)), 0, -1) if number % one == 0)
 
 
-def _on_gpus(
-    hardware: Hardware, settings: TrainSettings, example_bytes: int | None
-) -> Plan:
+def _on_gpus(hardware: Hardware, settings: TrainSettings, example_bytes: int | None) -> Plan:
     units = settings.global_batch // settings.ghost_batch
     ranks = largest_divisor(units, at_most=len(hardware.devices))
     used = hardware.devices[:ranks]
@@ -110,9 +89,7 @@ def _on_gpus(
     )
 
 
-def _guess(
-    used: Sequence[Device], settings: TrainSettings, example_bytes: int | None
-) -> tuple[int, str]:
+def _guess(used: Sequence[Device], settings: TrainSettings, example_bytes: int | None) -> tuple[int, str]:
     """The largest micro-batch, in samples, that the smallest GPU should hold, and where the number comes from."""
     smallest = min(used, key=_usable_memory)
     memory = _usable_memory(smallest)
@@ -122,9 +99,7 @@ def _guess(
     if len({one.name for one in used}) > 1:
         where = f"the smallest GPU decides: {where}"
     if example_bytes is None:
-        return next(
-            guess for size, guess in FIRST_GUESS if memory >= size * NOMINAL * GIB
-        ), f"{where}, first guess"
+        return next(guess for size, guess in FIRST_GUESS if memory >= size * NOMINAL * GIB), f"{where}, first guess"
     limit = int(FILL * memory / example_bytes)
     if limit < settings.ghost_batch:
         raise SlipwayError(
@@ -140,22 +115,15 @@ def _usable_memory(device: Device) -> int:
 
 def _gpu_precision(used: Sequence[Device]) -> tuple[Precision, str]:
     lowest = min(used, key=lambda one: one.capability)
-    name = (
-        f"{lowest.name} has compute capability {'.'.join(map(str, lowest.capability))}"
-    )
+    name = f"{lowest.name} has compute capability {'.'.join(map(str, lowest.capability))}"
     if lowest.capability >= (8, 0):
         return "bf16", f"{name}: bf16 is native from 8.0 and needs no loss scaling"
     if lowest.capability >= (7, 0):
-        return (
-            "fp16",
-            f"{name}: fp16 with loss scaling from 7.0; bf16 is native from 8.0 only",
-        )
+        return ("fp16", f"{name}: fp16 with loss scaling from 7.0; bf16 is native from 8.0 only")
     return "fp32", f"{name}: half precision is slower than fp32 below 7.0"
 
 
-def _on_cpu(
-    hardware: Hardware, settings: TrainSettings, example_bytes: int | None
-) -> Plan:
+def _on_cpu(hardware: Hardware, settings: TrainSettings, example_bytes: int | None) -> Plan:
     units = settings.global_batch // settings.ghost_batch
     sample = example_bytes or CPU_EXAMPLE_BYTES
     need = RANK_BYTES + settings.ghost_batch * sample
@@ -167,19 +135,11 @@ def _on_cpu(
     ranks = _cpu_ranks(hardware, units, need)
     share = hardware.cores // ranks
     workers = (
-        0
-        if share <= 2
-        else min(
-            WORKERS_PER_RANK,
-            share // 4,
-            max(0, hardware.free_memory // ranks - need) // WORKER_BYTES,
-        )
+        0 if share <= 2 else min(WORKERS_PER_RANK, share // 4, max(0, hardware.free_memory // ranks - need) // WORKER_BYTES)
     )
     threads, prefetch = max(1, share - workers), _prefetch(hardware)
     gain = ranks * thread_speed(threads)
-    short = (
-        f"; only {hardware.free_memory / GIB:.1f} GiB are free: close other programs"
-    )
+    short = f"; only {hardware.free_memory / GIB:.1f} GiB are free: close other programs"
     return Plan(
         backend="ddp" if ranks > 1 else "single",
         device="cpu",
@@ -196,12 +156,9 @@ def _on_cpu(
             "device": "no GPU that torch can use was found",
             "ranks": f"ranks share work better than threads (2 threads: {thread_speed(2):.2f} times the speed); {ranks} with"
             f" {_count(threads, 'thread')} each should do the work of {gain:.1f} cores, divide the {_count(units, 'ghost batch')} of a"
-            f" step and need {need / GIB:.1f} GiB each"
-            + (short if need > hardware.free_memory else ""),
+            f" step and need {need / GIB:.1f} GiB each" + (short if need > hardware.free_memory else ""),
             "micro_batch": f"one ghost batch of {settings.ghost_batch} samples: larger ones gain nothing on a CPU and need memory",
-            "accumulation": _accumulation_reason(
-                ranks, settings.ghost_batch, units // ranks
-            ),
+            "accumulation": _accumulation_reason(ranks, settings.ghost_batch, units // ranks),
             "threads": f"{_count(hardware.cores, 'core')} for {_count(ranks, 'rank')}"
             + (f", less {workers} loading" if workers else ""),
             "workers": f"a quarter of the rank's {share} cores, {WORKERS_PER_RANK} at most"
@@ -219,13 +176,7 @@ def _cpu_ranks(hardware: Hardware, units: int, need: int) -> int:
     """The number of ranks that promises the most work a second; of equals the fewest. Each holds `need` bytes."""
     most = max(1, min(hardware.cores, MAX_CPU_RANKS, hardware.free_memory // need))
     candidates = [ranks for ranks in range(1, most + 1) if units % ranks == 0]
-    return max(
-        candidates,
-        key=lambda ranks: (
-            round(ranks * thread_speed(hardware.cores // ranks), 6),
-            -ranks,
-        ),
-    )
+    return max(candidates, key=lambda ranks: (round(ranks * thread_speed(hardware.cores // ranks), 6), -ranks))
 
 
 def thread_speed(threads: int) -> float:
@@ -234,11 +185,7 @@ def thread_speed(threads: int) -> float:
 
 
 def _prefetch(hardware: Hardware) -> int:
-    return next(
-        batches
-        for size, batches in PREFETCH_BY_FREE_MEMORY
-        if hardware.free_memory >= size * GIB
-    )
+    return next(batches for size, batches in PREFETCH_BY_FREE_MEMORY if hardware.free_memory >= size * GIB)
 
 
 def _prefetch_reason(hardware: Hardware, prefetch: int, workers: int) -> str:
@@ -250,11 +197,7 @@ def _prefetch_reason(hardware: Hardware, prefetch: int, workers: int) -> str:
 def _backend_reason(ranks: int, group: str, platform: str) -> str:
     if ranks == 1:
         return "one device and one rank: nothing to exchange"
-    why = (
-        " (NCCL exists for Linux only)"
-        if group == "gloo" and platform.startswith("Windows")
-        else ""
-    )
+    why = " (NCCL exists for Linux only)" if group == "gloo" and platform.startswith("Windows") else ""
     return f"{ranks} ranks average their gradients through {group}{why}"
 
 
@@ -275,19 +218,13 @@ def _gpu_ranks_reason(num_devices: int, ranks: int, settings: TrainSettings) -> 
     )
 
 
-def _micro_batch_reason(
-    micro_batch: int, limit: int, guess: str, settings: TrainSettings
-) -> str:
+def _micro_batch_reason(micro_batch: int, limit: int, guess: str, settings: TrainSettings) -> str:
     if micro_batch > limit:
         return (
             f"one ghost batch, above the {limit} that fit for certain ({guess}): should memory run out, lower train.ghost_batch"
             " (which changes what is learnt) or the size of the samples"
         )
-    whole = (
-        f"whole ghost batches of {settings.ghost_batch}, "
-        if settings.ghost_batch > 1
-        else ""
-    )
+    whole = f"whole ghost batches of {settings.ghost_batch}, " if settings.ghost_batch > 1 else ""
     return f"{limit} at most ({guess}); {whole}dividing the global batch of {settings.global_batch}"
 
 
@@ -299,6 +236,4 @@ def _accumulation_reason(ranks: int, micro_batch: int, accumulation: int) -> str
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + (
-        "" if number == 1 else "es" if noun.endswith("ch") else "s"
-    )
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")

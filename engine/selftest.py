@@ -56,27 +56,15 @@ class Outcome:
     remedy: str = ""
 
 
-def launch(
-    ranks: int, *, device: str = "cpu", group: str = "gloo", seconds: float = 60
-) -> Outcome:
+def launch(ranks: int, *, device: str = "cpu", group: str = "gloo", seconds: float = 60) -> Outcome:
     """Run the self-test on `ranks` ranks of this machine and say what came of it; never takes much longer than `seconds`."""
     with tempfile.TemporaryDirectory(prefix="slipway-doctor-") as name:
         folder = Path(name)
-        command = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-            "--monitor-interval=0.1",
-        ]
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
         command += ["-m", "engine.selftest", name, device, group, f"{seconds:g}"]
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=os.name == "posix",
+                [sys.executable, *command], env=environment(), stdout=log, stderr=log, start_new_session=os.name == "posix"
             )
             try:
                 status: int | None = process.wait(timeout=seconds)
@@ -84,26 +72,15 @@ def launch(
                 status = None
             finally:
                 _end(process)
-        reports = {
-            rank: read_json(path)
-            for rank in range(ranks)
-            if (path := folder / f"rank-{rank}.json").exists()
-        }
+        reports = {rank: read_json(path) for rank in range(ranks) if (path := folder / f"rank-{rank}.json").exists()}
         log_text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-        return explain(
-            ranks, reports, status=status, group=group, seconds=seconds, log=log_text
-        )
+        return explain(ranks, reports, status=status, group=group, seconds=seconds, log=log_text)
 
 
 def environment() -> dict[str, str]:
     """The environment of the ranks: one thread each, this project's code, no libuv where torch is built without it."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return {**found, "USE_LIBUV": "0"} if os.name == "nt" else found
 
 
@@ -119,65 +96,37 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def explain(
-    ranks: int,
-    reports: dict[int, dict[str, Any]],
-    *,
-    status: int | None,
-    group: str,
-    seconds: float,
-    log: str = "",
+    ranks: int, reports: dict[int, dict[str, Any]], *, status: int | None, group: str, seconds: float, log: str = ""
 ) -> Outcome:
     """The ranks' own reports as an outcome; `status` None means that time ran out. Names the rank and what it was doing."""
     passed = _passed(reports) if len(reports) == ranks else {}
-    if (
-        status == 0
-        and len(reports) == ranks
-        and all(report["phase"] == DONE for report in reports.values())
-    ):
+    if status == 0 and len(reports) == ranks and all(report["phase"] == DONE for report in reports.values()):
         return Outcome(passed)
     phase, fault = _cause(ranks, reports, "" if status is None else _last(log))
     fault = f"hung for {seconds:g} s: {fault}" if status is None else fault
     over_nccl = group == "nccl" and phase in (JOIN, REDUCE, GRADIENT)
-    return Outcome(
-        passed, fault, phase, NCCL if over_nccl else REMEDIES.get(phase, NETWORK)
-    )
+    return Outcome(passed, fault, phase, NCCL if over_nccl else REMEDIES.get(phase, NETWORK))
 
 
 def _passed(reports: dict[int, dict[str, Any]]) -> dict[str, str]:
     """The phases that every rank passed; where ranks have different things to say (their GPU), all of it."""
-    everywhere = [
-        phase
-        for phase in PHASES
-        if all(phase in report["passed"] for report in reports.values())
-    ]
-    said = {
-        phase: dict.fromkeys(
-            report["passed"][phase] for _, report in sorted(reports.items())
-        )
-        for phase in everywhere
-    }
+    everywhere = [phase for phase in PHASES if all(phase in report["passed"] for report in reports.values())]
+    said = {phase: dict.fromkeys(report["passed"][phase] for _, report in sorted(reports.items())) for phase in everywhere}
     return {phase: "; ".join(lines) for phase, lines in said.items()}
 
 
-def _cause(
-    ranks: int, reports: dict[int, dict[str, Any]], last: str
-) -> tuple[str, str]:
+def _cause(ranks: int, reports: dict[int, dict[str, Any]], last: str) -> tuple[str, str]:
     """The phase that failed, and how: by a rank's own words, by a rank that is missing, or by the one that is furthest behind."""
     told = [rank for rank in reports if reports[rank].get("error")]
     if told:
         # The first to fail is the cause: the others fail because it left them.
         rank = min(told, key=lambda one: reports[one]["time"])
-        return (
-            reports[rank]["phase"],
-            f"rank {rank} failed while {reports[rank]['phase']}: {reports[rank]['error']}",
-        )
+        return (reports[rank]["phase"], f"rank {rank} failed while {reports[rank]['phase']}: {reports[rank]['error']}")
     missing = [rank for rank in range(ranks) if rank not in reports]
     if missing:
         return START, f"torchrun started {ranks - len(missing)} of {ranks} ranks{last}"
     rank = min(reports, key=lambda one: PHASES.index(reports[one]["phase"]))
-    return reports[rank][
-        "phase"
-    ], f"rank {rank} stopped while {reports[rank]['phase']}{last}"
+    return reports[rank]["phase"], f"rank {rank} stopped while {reports[rank]['phase']}{last}"
 
 
 def _last(log: str) -> str:
@@ -195,12 +144,7 @@ class Reporter:
         self.write()
 
     def write(self, error: str = "") -> None:
-        report = {
-            "phase": self.phase,
-            "passed": self.passed,
-            "error": error,
-            "time": time.time(),
-        }
+        report = {"phase": self.phase, "passed": self.passed, "error": error, "time": time.time()}
         write_json(self.path, report)
 
     def run(self, phase: str, check: Callable[[], str]) -> None:
@@ -222,11 +166,7 @@ def main(folder: Path, device_kind: str, group: str, seconds: float) -> int:
         torch.manual_seed(0)
         if device_kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        device = (
-            torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            if device_kind == "cuda"
-            else torch.device("cpu")
-        )
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device_kind == "cuda" else torch.device("cpu")
         reporter.run(JOIN, lambda: join(group, seconds))
         reporter.run(REDUCE, lambda: add_up(device, rank, ranks))
         reporter.run(GRADIENT, lambda: average_gradients(device, rank, ranks))
@@ -234,10 +174,8 @@ def main(folder: Path, device_kind: str, group: str, seconds: float) -> int:
         reporter.run(STATISTICS, lambda: batch_statistics(device, rank, ranks))
         dist.barrier()
         dist.destroy_process_group()
-    except Exception as error:  # noqa: BLE001 - told by the doctor, with the rank and the phase
-        reporter.write(
-            error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        )
+    except Exception as error:
+        reporter.write(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
         return 1
     reporter.phase = DONE
     reporter.write()
@@ -265,18 +203,16 @@ def add_up(device: torch.device, rank: int, ranks: int) -> str:
 
 def average_gradients(device: torch.device, rank: int, ranks: int) -> str:
     """DDP on parts of a batch gives the gradient of the whole batch."""
+    if ranks == 1 and device.type == "cpu":
+        return "nothing to average"  # DDP would cost 4 s of imports to do nothing
     import torch
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
-    batch = torch.randn(4 * ranks, 8, generator=torch.Generator().manual_seed(1)).to(
-        device
-    )
+    batch = torch.randn(4 * ranks, 8, generator=torch.Generator().manual_seed(1)).to(device)
     layer = nn.Linear(8, 3).to(device)
     expected = torch.autograd.grad(layer(batch).square().mean(), layer.weight)[0]
-    wrapped = DistributedDataParallel(
-        layer, device_ids=[device] if device.type == "cuda" else None
-    )
+    wrapped = DistributedDataParallel(layer, device_ids=[device] if device.type == "cuda" else None)
     wrapped(batch[4 * rank : 4 * rank + 4]).square().mean().backward()
     assert layer.weight.grad is not None
     return f"DDP gives the whole batch's gradient ({_near(layer.weight.grad, expected, FULL_TOLERANCE):.0e} apart)"
@@ -288,10 +224,7 @@ def half_precision(device: torch.device) -> str:
 
     kinds = [torch.bfloat16]
     if device.type == "cuda":
-        kinds = [
-            torch.float16,
-            *(kinds if torch.cuda.get_device_capability(device) >= (8, 0) else []),
-        ]
+        kinds = [torch.float16, *(kinds if torch.cuda.get_device_capability(device) >= (8, 0) else [])]
     expected = _gradient(device, None)
     found = []
     for kind in kinds:
@@ -307,19 +240,11 @@ def _gradient(device: torch.device, kind: torch.dtype | None) -> torch.Tensor:
     from torch import nn
 
     torch.manual_seed(2)
-    first, second, last = (
-        nn.Conv2d(3, 16, 3),
-        nn.Conv2d(16, 16, 3),
-        nn.Linear(16 * 8 * 8, 4),
-    )
-    network = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Flatten(), last).to(
-        device
-    )
+    first, second, last = (nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16 * 8 * 8, 4))
+    network = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Flatten(), last).to(device)
     images = torch.randn(4, 3, 12, 12).to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=kind is torch.float16)
-    with torch.autocast(
-        device.type, dtype=kind or torch.bfloat16, enabled=kind is not None
-    ):
+    with torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None):
         loss = network(images).float().square().mean()
     scaler.scale(loss).backward()
     assert first.weight.grad is not None
@@ -335,9 +260,7 @@ def batch_statistics(device: torch.device, rank: int, ranks: int) -> str:
     from engine.normalization import GhostStatistics
 
     num = 2 * ranks * GHOST_BATCH
-    batch = torch.randn(num, 6, 5, 5, generator=torch.Generator().manual_seed(3)).to(
-        device
-    )
+    batch = torch.randn(num, 6, 5, 5, generator=torch.Generator().manual_seed(3)).to(device)
     mine = batch[rank * num // ranks : (rank + 1) * num // ranks]
 
     def alone(values: torch.Tensor) -> torch.Tensor:
@@ -350,38 +273,25 @@ def batch_statistics(device: torch.device, rank: int, ranks: int) -> str:
     results = []
     for part, over_ranks in ((batch, alone), (mine, mean)):
         layer = nn.BatchNorm2d(6).to(device)
-        statistics = GhostStatistics(
-            layer, ghost_batch=GHOST_BATCH, num_ghosts=2 * ranks
-        )
-        gradient = torch.autograd.grad(
-            layer(part).sigmoid().square().mean(), layer.weight
-        )[0]
+        statistics = GhostStatistics(layer, ghost_batch=GHOST_BATCH, num_ghosts=2 * ranks)
+        gradient = torch.autograd.grad(layer(part).sigmoid().square().mean(), layer.weight)[0]
         statistics.update(over_ranks)
-        running = [
-            one for one in (layer.running_mean, layer.running_var) if one is not None
-        ]
+        running = [one for one in (layer.running_mean, layer.running_var) if one is not None]
         results.append(torch.cat([over_ranks(gradient.clone()), *running]))
     told = f"ghost batches agree over {ranks} rank{'s' * (ranks > 1)} ({_near(results[1], results[0], FULL_TOLERANCE):.0e} apart)"
     if device.type != "cuda":
         return told + "; torch's SyncBatchNorm does not exist on CPUs and is not needed"
-    return (
-        told
-        + f"; SyncBatchNorm too ({_sync_batch_norm(device, batch, mine):.0e} apart)"
-    )
+    return told + f"; SyncBatchNorm too ({_sync_batch_norm(device, batch, mine):.0e} apart)"
 
 
-def _sync_batch_norm(
-    device: torch.device, batch: torch.Tensor, mine: torch.Tensor
-) -> float:
+def _sync_batch_norm(device: torch.device, batch: torch.Tensor, mine: torch.Tensor) -> float:
     import torch
     from torch import nn
 
     whole, shared = nn.BatchNorm2d(6).to(device), nn.SyncBatchNorm(6).to(device)
     whole(batch)
     shared(mine)
-    assert isinstance(whole.running_var, torch.Tensor) and isinstance(
-        shared.running_var, torch.Tensor
-    )
+    assert isinstance(whole.running_var, torch.Tensor) and isinstance(shared.running_var, torch.Tensor)
     return _near(shared.running_var, whole.running_var, FULL_TOLERANCE * 10)
 
 
@@ -393,9 +303,7 @@ def _near(value: torch.Tensor, expected: torch.Tensor, tolerance: float) -> floa
     """
     apart = float((value - expected).abs().max() / expected.abs().max())
     if not apart <= tolerance:
-        raise ArithmeticError(
-            f"the result is {apart:.1e} away from the expected one, more than {tolerance:.0e}"
-        )
+        raise ArithmeticError(f"the result is {apart:.1e} away from the expected one, more than {tolerance:.0e}")
     return apart
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contracts.plan import Plan
 from engine.backends.single import Single
+from engine.planning import process_group
 
 TIMEOUT = datetime.timedelta(minutes=10)
 # Newer versions of torch have another name for the option.
@@ -32,7 +34,7 @@ class Ddp(Single):
         local = int(os.environ["LOCAL_RANK"])
         if plan.device == "cuda":
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if plan.device == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(process_group(plan.device, platform.system()), timeout=TIMEOUT)
         super().__init__(plan)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if plan.device == "cuda":

@@ -58,7 +58,7 @@ class Single:
         self.scaler.unscale_(self.optimizer)
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         if scale != 1:
-            torch._foreach_mul_(gradients, scale)
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
         self.scaler.step(self.optimizer)
         self.scaler.update()

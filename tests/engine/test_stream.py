@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_the_schedule_warms_up_and_ends_at_its_end() -> None:
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.01)
-    assert all(before >= after for before, after in zip(factors[10:], factors[11:], strict=False))
+    assert all(before >= after for before, after in pairwise(factors[10:]))
 
 
 def test_the_schedule_knows_nothing_of_ranks() -> None:

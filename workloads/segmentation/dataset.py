@@ -86,7 +86,7 @@ class SegmentationDataset:
         ratio = self.settings.image_size / max(height, width)
         if ratio != 1:
             size = max(1, round(width * ratio)), max(1, round(height * ratio))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)  # as in use: see letterbox.py
         if picture.nbytes <= self._left:
             self._left -= picture.nbytes
             self._pictures[index] = picture

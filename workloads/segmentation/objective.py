@@ -19,15 +19,13 @@ class SegmentationObjective(nn.Module):
     """Batch in, losses out. `model` is Ultralytics' SegmentationModel.
 
     Its loss is normalised over the objects it is given, so it is computed for each ghost batch alone: however a global
-    batch is divided, the sum is the same. It is scaled by the global batch, as Ultralytics does, so that its learning
-    rates keep their meaning.
+    batch is divided, the sum is the same.
     """
 
     def __init__(self, model: nn.Module, settings: SegmentationTrain) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ghost_batch = settings.ghost_batch
-        self.scale = settings.global_batch
         self._criterion: Any = None
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -48,7 +46,7 @@ class SegmentationObjective(nn.Module):
             names = tuple(parts)
         mean = torch.stack(losses).mean(0)
         parts = {name: value.detach() for name, value in zip(names, mean, strict=True) if name != "sem_loss"}
-        return {"loss": mean.sum() * self.scale, "weight": torch.tensor(float(len(slices))), **parts}
+        return {"loss": mean.sum(), "weight": torch.tensor(float(len(slices))), **parts}
 
 
 def _rows(value: Any, start: int, stop: int) -> Any:
@@ -78,12 +76,19 @@ def build(settings: SegmentationTrain, classes: Sequence[str], *, pretrained: bo
 
 
 def make_optimizer(objective: nn.Module, settings: SegmentationTrain) -> torch.optim.Optimizer:
-    """AdamW or SGD with Nesterov momentum; weight decay on weights only, neither on biases nor on norms (as Ultralytics)."""
+    """AdamW or SGD with Nesterov momentum; weight decay on weights only, neither on biases nor on norms (as Ultralytics).
+
+    Ultralytics multiplies its loss by the batch, so a learning rate for its SGD speaks of the sum over the samples, not of the
+    mean: here the rate is multiplied instead, and the decay divided.
+    """
     decayed = [value for value in objective.parameters() if value.requires_grad and value.ndim > 1]
     plain = [value for value in objective.parameters() if value.requires_grad and value.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if settings.optimizer == "SGD":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    sgd = settings.optimizer == "SGD"
+    scale = settings.global_batch if sgd else 1
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay / scale}, {"params": plain, "weight_decay": 0.0}]
+    if sgd:
+        rate = settings.learning_rate * scale
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def write_scenes(raw: Path, num: int) -> None:
     import cv2
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     plan = [(split, index) for split, count in _counts(num).items() for index in range(count)]
     with (raw / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

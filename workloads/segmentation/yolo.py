@@ -60,7 +60,8 @@ def make_model(name: str, classes: Sequence[str], *, pretrained: bool, sha256: s
     from ultralytics.nn.tasks import SegmentationModel
 
     config, weights = _architecture(name, pretrained=pretrained, sha256=sha256)
-    model = SegmentationModel({**config, "nc": len(classes)}, nc=len(classes), verbose=False)
+    build: Any = SegmentationModel  # its annotations know the path of a YAML alone
+    model = build({**config, "nc": len(classes)}, nc=len(classes), verbose=False)
     model.args = get_cfg()
     model.names = dict(enumerate(classes))
     if weights is not None:

@@ -1,0 +1,161 @@
+"""What the stages left in their folders, gathered for the report. A part that is missing is None: the report says so."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.files import read_json
+from contracts.workload import Chart
+from tasks.stage import folder
+
+MAX_QUARANTINE_ROWS, MAX_REASONS = 8, 12
+# Stages that come after this one, whose hashes in dvc.lock would be those of the run before.
+LATER_STAGES = ("report", "publish")
+NO_LOSS = ("step", "epoch", "learning_rate", "samples_per_second", "weight", "seconds")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The content of the stages' files, as they wrote it."""
+
+    workload: str
+    comparison: dict[str, Any] | None
+    candidates: dict[str, Any] | None
+    parity: dict[str, Any] | None
+    artifact: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    scores: dict[str, Any] | None
+    gallery: list[dict[str, Any]] | None
+    training: dict[str, Any] | None
+    curves: list[dict[str, float]] | None
+    plan: dict[str, Any] | None
+    plan_report: str | None
+    data: dict[str, Any] | None
+    quarantine: dict[str, Any] | None
+    lineage: dict[str, Any]
+
+    @classmethod
+    def gather(cls, workload: str) -> Findings:
+        """Read what is there for a workload."""
+
+        def found(stage: str, name: str) -> Any:
+            path = folder(stage, workload) / name
+            return read_json(path) if path.is_file() else None
+
+        text = folder("plan", workload) / "report.txt"
+        return cls(
+            workload=workload,
+            comparison=found("quantize", "comparison.json"),
+            candidates=found("quantize", "candidates.json"),
+            parity=found("export", "parity.json"),
+            artifact=found("quantize", "artifact.json") or found("export", "artifact.json"),
+            metrics=found("evaluate", "metrics.json"),
+            scores=found("evaluate", "details/scores.json"),
+            gallery=found("evaluate", "details/gallery.json"),
+            training=found("train", "result.json"),
+            curves=read_curves(folder("train", workload) / "curves.csv"),
+            plan=found("train", "plan.json") or found("plan", "plan.json"),
+            plan_report=text.read_text(encoding="utf-8") if text.is_file() else None,
+            data=found("parse", "summary.json"),
+            quarantine=read_quarantine(folder("parse", workload) / "quarantine.csv"),
+            lineage=lineage(workload),
+        )
+
+
+def read_curves(path: Path) -> list[dict[str, float]] | None:
+    """The rows of train's curves.csv, without the cells that are empty."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+
+
+def training_charts(curves: Sequence[Mapping[str, float]], metric: str, metrics: Sequence[str]) -> list[Chart]:
+    """The loss, its parts, the metric on val and the learning rate, over epochs."""
+    columns = list(dict.fromkeys(name for row in curves for name in row))
+    parts = [name for name in columns if name not in (*NO_LOSS, "loss", *metrics) and not name.startswith(("num_", "val_"))]
+
+    def lines(names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
+        rows = {name: [row for row in curves if name in row] for name in names}
+        return {
+            name: ([row.get("epoch", row.get("step", 0.0)) for row in found], [row[name] for row in found])
+            for name, found in rows.items()
+            if found
+        }
+
+    wanted = [
+        ("Training loss", "loss", ["loss"]),
+        ("Parts of the loss", "loss", parts),
+        (f"{metric} on the val split", metric, [metric]),
+        ("Learning rate", "learning rate", ["learning_rate"]),
+    ]
+    charts = [Chart(title, "lines", "epoch", y, lines(names)) for title, y, names in wanted]
+    return [chart for chart in charts if chart.lines]
+
+
+def read_quarantine(path: Path) -> dict[str, Any] | None:
+    """How many rows of quarantine.csv there are for each reason, and the first of them."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        first = list(itertools.islice(rows, MAX_QUARANTINE_ROWS))
+        reasons = Counter(kind_of(row.get("reason") or "") for row in itertools.chain(first, rows))
+    return {"total": reasons.total(), "reasons": reasons.most_common(MAX_REASONS), "rows": first}
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what is particular to the row, so that equal ones are counted together."""
+    return "".join("#" if letter.isdigit() else letter for letter in reason.split(":")[0])[:120]
+
+
+def lineage(workload: str) -> dict[str, Any]:
+    """Where the model comes from: the revision of the code, and what dvc.lock says of the stages before the report."""
+    return {"git": git_state(), "stages": locked_stages(Path("dvc.lock"), workload)}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Revision, its date and whether tracked files differ from it (dvc.lock, which the run itself writes, aside)."""
+    revision = git("log", "-1", "--format=%H %cs")
+    if not revision:
+        return None
+    name, date = revision.split()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    return {"revision": name, "date": date, "changed": bool(changed)}
+
+
+def git(*arguments: str) -> str | None:
+    """What git answers, or None where there is no git or no repository."""
+    try:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def locked_stages(path: Path, workload: str) -> list[dict[str, Any]] | None:
+    """The outputs with their hashes of each stage of the workload in dvc.lock."""
+    import yaml
+
+    if not path.is_file():
+        return None
+    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
+    return [{"stage": name, "outputs": list(outputs(stage))} for name, stage in stages.items() if belongs(name, workload)]
+
+
+def belongs(stage: str, workload: str) -> bool:
+    """Whether a stage of dvc.lock (`train@segmentation`) made something that this workload's report is about."""
+    name, _, item = stage.partition("@")
+    return item in ("", workload) and name not in LATER_STAGES
+
+
+def outputs(stage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for one in stage.get("outs", []):
+        yield {"path": one.get("path", ""), "hash": one.get("md5") or one.get("hash") or "", "size": one.get("size")}

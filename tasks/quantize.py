@@ -1,0 +1,285 @@
+"""Stage quantize: the ladder of recipes, each judged on val by accuracy and by the clock; the fastest that is good enough ships."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from contracts.errors import SlipwayError
+from contracts.files import read_json, replace_when_complete, write_json
+from contracts.records import Records
+from contracts.settings import QuantizeSettings
+from contracts.workload import Arrays, Metric, Run
+from serving.runtime import open_run
+from tasks.latency import interleaved, laps, one_torch_thread
+from tasks.quantizing import dynamic_int8, static_int8
+from tasks.recording import Call, calls, spread
+from tasks.stage import folder, stage_main
+from tasks.trained import Trained
+
+# The inputs of a graph, by its name, one sample at a time.
+Calibration = Callable[[str], Iterator[Arrays]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of candidates.json. `status`: "chosen", "inside" (good enough, but another is faster), "refused" or "skipped".
+
+    `loss_share` is the part of fp32's metric given away; `speedup` is over fp32 in the same measurement; latency in ms.
+    """
+
+    name: str
+    status: Literal["chosen", "inside", "refused", "skipped"]
+    reason: str
+    metric: float | None = None
+    loss_share: float | None = None
+    latency_ms: float | None = None
+    fp32_latency_ms: float | None = None
+    speedup: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every candidate is judged against: fp32 on the val split, and real calls to time."""
+
+    trained: Trained
+    source: Path
+    records: Records
+    reference: float
+    laps: Sequence[Sequence[Call]]
+    calibration: Calibration
+
+    @property
+    def settings(self) -> QuantizeSettings:
+        return self.trained.settings.quantize
+
+
+def run(workload: str, *, calibration: Calibration | None = None) -> None:
+    """Write data/quantize/`workload`: the artifact that ships, candidates.json, comparison.json.
+
+    `calibration` replaces the inputs that train records give (a test of the gate).
+
+    Raises:
+        SlipwayError: when nothing was exported, or a split that is needed is empty.
+    """
+    trained, source = Trained.open(workload), exported(workload)
+    fp32 = open_run(source)
+    test = trained.split("test", why="comparing the shipped model with torch")
+    bench = make_bench(trained, source, fp32, calibration)
+    with replace_when_complete(folder("quantize", workload)) as output:
+        scratch = output / "candidates"
+        scratch.mkdir(parents=True)
+        candidates = climb(bench, scratch)
+        winner = best(candidates)
+        rows = compare_on_test(bench, test, fp32, scratch / winner.name if winner else None, winner)
+        candidates, winner = last_word(bench, candidates, winner, rows)
+        ship(output, scratch / winner.name if winner else source)
+        write_results(output, bench, candidates, winner, rows)
+        shutil.rmtree(scratch)
+    print(f"{workload}: {shipping(candidates, winner)}")
+
+
+def exported(workload: str) -> Path:
+    """The folder of an export that passed its parity."""
+    source = folder("export", workload)
+    if not (source / "parity.json").is_file() or not read_json(source / "parity.json")["passed"]:
+        raise SlipwayError(
+            f"{source} holds no export that passed its parity check: run python -m tasks.export {workload} first"
+        )
+    return source
+
+
+def make_bench(trained: Trained, source: Path, fp32: Run, calibration: Calibration | None) -> Bench:
+    """Score fp32 on val and record what is replayed for timing."""
+    val = trained.split("val", why="choosing among quantized models")
+    train = trained.split("train", why="calibration")
+    reference = trained.metric(fp32, val, "scoring fp32 on val")
+    found = calibration or recorded_calibration(trained, fp32, train)
+    return Bench(trained, source, val, reference, laps(trained, fp32, val), found)
+
+
+def recorded_calibration(trained: Trained, run: Run, train: Records) -> Calibration:
+    """What measuring feeds to each graph for some train records: their preparation cannot differ from that in use."""
+
+    def samples(graph: str) -> Iterator[Arrays]:
+        records = spread(train, trained.settings.quantize.num_calibration)
+        return (call.inputs for call in calls(trained, run, records) if call.graph == graph)
+
+    return samples
+
+
+def climb(bench: Bench, scratch: Path) -> list[Candidate]:
+    """Every recipe that is set, built and judged, in order."""
+    candidates: list[Candidate] = []
+    for recipe in bench.settings.recipes:
+        for name, build in variants(recipe, bench):
+            candidates.append(judged(name, build, bench, scratch))
+            print(f"{name}: {candidates[-1].status}: {candidates[-1].reason}")
+            if candidates[-1].status != "refused" or (candidates[-1].loss_share or 0) <= bench.settings.budget:
+                break
+    return candidates
+
+
+def variants(recipe: str, bench: Bench) -> list[tuple[str, Callable[[Path, Path, str], None] | str]]:
+    """The ways of one recipe, each tried only where the one before costs too much of the metric: a name, and what writes a
+    graph (source, target, graph's name), or the reason to skip it."""
+
+    def static(*keep: str) -> Callable[[Path, Path, str], None]:
+        return lambda source, target, graph: static_int8(source, target, bench.calibration(graph), keep=keep)
+
+    if recipe == "int8":
+        return [(recipe, static("behind"))]
+    if recipe == "int8_wide_head":
+        return [(recipe, static("behind", "last")), (f"{recipe}_and_first", static("behind", "last", "first"))]
+    if recipe == "int8_dynamic":
+        return [(recipe, lambda source, target, graph: dynamic_int8(source, target))]
+    if recipe == "fp16":
+        return [(recipe, half_precision(bench.trained))]
+    return [(recipe, "int4 is for the weights of language decoders, and no graph of this model is one")]
+
+
+def half_precision(trained: Trained) -> Callable[[Path, Path, str], None] | str:
+    """Exports the torch modules in half precision, where the runtime computes in it."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "ONNX Runtime computes on the CPU here, where fp16 is only converted to fp32 and back"
+    from tasks.half import write_half
+
+    graphs = trained.graphs()
+    return lambda source, target, graph: write_half(graphs[graph], target, trained.settings.export)
+
+
+def judged(name: str, build: Callable[[Path, Path, str], None] | str, bench: Bench, scratch: Path) -> Candidate:
+    """Build one candidate and hold it against the budget and the clock."""
+    if isinstance(build, str):
+        return Candidate(name, "skipped", build)
+    home = scratch / name
+    artifact = read_json(bench.source / "artifact.json")
+    (home / "graphs").mkdir(parents=True)
+    try:
+        for graph, described in artifact["graphs"].items():
+            build(bench.source / described["file"], home / described["file"], graph)
+    except (
+        Exception
+    ) as error:  # whatever the quantizer's libraries raise: a recipe that fails on a graph is refused, the others go on
+        return Candidate(name, "refused", f"could not be built: {type(error).__name__}: {error}")
+    write_json(home / "artifact.json", {**artifact, "recipe": name})
+    metric = bench.trained.metric(open_run(home), bench.records, f"scoring {name} on val")
+    times = interleaved({"fp32": open_run(bench.source, threads=1), name: open_run(home, threads=1)}, bench.laps)
+    share = bench.trained.workload.metric.loss_share(metric, bench.reference)
+    status, reason = verdict(
+        bench.trained.workload.metric, bench.settings, metric, bench.reference, times["fp32"] / times[name]
+    )
+    return Candidate(
+        name, status, reason, metric, share, times[name], times["fp32"], times["fp32"] / times[name], graph_bytes(home)
+    )
+
+
+def verdict(
+    metric: Metric, settings: QuantizeSettings, value: float, reference: float, speedup: float
+) -> tuple[Literal["inside", "refused"], str]:
+    """Whether a candidate may ship, and why, in words."""
+    share = metric.loss_share(value, reference)
+    numbers = f"{metric.name} {value:.4f}, fp32 {reference:.4f}"
+    if not share <= settings.budget:
+        return "refused", f"loses {share:.1%} of {metric.name}, the budget is {settings.budget:.1%} ({numbers})"
+    if not speedup >= settings.min_speedup:
+        return "refused", f"{speedup:.2f} times as fast as fp32, at least {settings.min_speedup:g} is wanted ({numbers})"
+    return "inside", f"{speedup:.2f} times as fast as fp32, {numbers}"
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The fastest of those that are good enough."""
+    return max((one for one in candidates if one.status == "inside"), key=lambda one: one.speedup or 0.0, default=None)
+
+
+def compare_on_test(
+    bench: Bench, test: Records, fp32: Run, home: Path | None, winner: Candidate | None
+) -> list[dict[str, Any]]:
+    """Rows of comparison.json: torch, fp32 and the winner on the test split, timed in turn on one thread."""
+    import torch
+
+    from engine.torch_runtime import torch_run
+
+    trained, graphs = bench.trained, bench.trained.graphs()
+    weights = folder("train", trained.name) / "model" / "weights.safetensors"
+    contenders: list[tuple[str, Run, int]] = [
+        ("torch", torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu"), weights.stat().st_size),
+        ("fp32", fp32, graph_bytes(bench.source)),
+    ]
+    if home and winner:
+        contenders.append((winner.name, open_run(home), graph_bytes(home)))
+    metrics = {name: trained.metric(run, test, f"scoring {name} on test") for name, run, _ in contenders}
+    single = {"torch": torch_run(graphs, "cpu"), "fp32": open_run(bench.source, threads=1)}
+    if home and winner:
+        single[winner.name] = open_run(home, threads=1)
+    with one_torch_thread():
+        times = interleaved(single, bench.laps)
+    return [
+        {"name": name, "metric": metrics[name], "bytes": size, "latency_ms": times[name]} for name, _, size in contenders
+    ]
+
+
+def last_word(
+    bench: Bench, candidates: Sequence[Candidate], winner: Candidate | None, rows: Sequence[dict[str, Any]]
+) -> tuple[list[Candidate], Candidate | None]:
+    """The winner marked as chosen, or refused after all where the test split shows that val was kind to it. Another one is
+    not tried then: choosing by the test split would make it a second val."""
+    if winner is None:
+        return list(candidates), None
+    fp32, own = (next(row for row in rows if row["name"] == name) for name in ("fp32", winner.name))
+    metric, speedup = bench.trained.workload.metric, fp32["latency_ms"] / own["latency_ms"]
+    relaxed = bench.settings.model_copy(update={"min_speedup": 1.0})
+    status, reason = verdict(metric, relaxed, own["metric"], fp32["metric"], speedup)
+    kept = status == "inside"
+    replaced = Candidate(
+        **{
+            **asdict(winner),
+            "status": "chosen" if kept else "refused",
+            "reason": winner.reason if kept else f"on test: {reason}",
+        }
+    )
+    return [replaced if one is winner else one for one in candidates], replaced if kept else None
+
+
+def ship(output: Path, home: Path) -> None:
+    """Copy the artifact that ships into the stage's folder."""
+    shutil.copytree(home / "graphs", output / "graphs", ignore=shutil.ignore_patterns("*.engine"))
+    shutil.copy(home / "artifact.json", output / "artifact.json")
+
+
+def write_results(
+    output: Path, bench: Bench, candidates: Sequence[Candidate], winner: Candidate | None, rows: Sequence[dict[str, Any]]
+) -> None:
+    """candidates.json and comparison.json."""
+    metric, settings = bench.trained.workload.metric, bench.settings
+    chosen = winner.name if winner else "fp32"
+    common = {"metric": metric.name, "chosen": chosen, "budget": settings.budget, "min_speedup": settings.min_speedup}
+    told = {**common, "split": "val", "reference": bench.reference, "reason": shipping(candidates, winner)}
+    write_json(output / "candidates.json", {**told, "rows": [asdict(one) for one in candidates]})
+    shown = [row for row in rows if row["name"] in ("torch", "fp32", chosen)]
+    passed = metric.loss_share(shown[-1]["metric"], shown[0]["metric"]) <= settings.budget
+    write_json(output / "comparison.json", {**common, "split": "test", "rows": shown, "passed": passed})
+
+
+def shipping(candidates: Sequence[Candidate], winner: Candidate | None) -> str:
+    """One sentence: what ships and why."""
+    if winner:
+        return f"{winner.name} ships: {winner.reason}"
+    if not candidates:
+        return "fp32 ships: quantize.recipes is empty"
+    return "fp32 ships: " + "; ".join(f"{one.name} {one.status}: {one.reason}" for one in candidates)
+
+
+def graph_bytes(home: Path) -> int:
+    """Size of an artifact's ONNX files."""
+    return sum(path.stat().st_size for path in (home / "graphs").glob("*.onnx"))
+
+
+if __name__ == "__main__":
+    stage_main(run)

@@ -1,0 +1,246 @@
+"""The folder that is published: graphs, weights, description, measured numbers, model card and lineage, built from the stages' files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts import workload as workloads
+from contracts.errors import SlipwayError
+from contracts.files import read_json, write_json
+from contracts.settings import Settings
+from tasks.addresses import local_path, scheme_of, shown
+from tasks.stage import folder
+
+PACKAGES = ("torch", "torchvision", "ultralytics", "onnx", "onnxruntime", "numpy")
+# Local to the run that made the model: a checkpoint to resume from, or folders of the machine it ran on.
+LEFT_BEHIND = ("last.pt", "spec.json", "checkpoint", "weights.safetensors")
+# DVC rewrites it while the pipeline runs, and the lineage holds what stands in it.
+NOT_DIRT = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A built folder. `model` is a hash of what computes (graphs, weights, classes, preprocessing): the same model, the same hash."""
+
+    path: Path
+    workload: str
+    model: str
+    metric: str
+    value: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a registry must remember of a version, to compare the next one with it."""
+        return {"model": self.model, "metric": self.metric, "value": self.value}
+
+    def files(self) -> list[dict[str, Any]]:
+        """Path, sha256 and bytes of every file, in order."""
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return [
+            {"path": path.relative_to(self.path).as_posix(), "sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in paths
+        ]
+
+
+def check_gates(workload: str) -> dict[str, Any]:
+    """The comparison of what ships with torch, if every gate was passed.
+
+    Raises:
+        SlipwayError: when a gate failed or its file is missing, saying which and why.
+    """
+    parity = _required("export", workload, "parity.json")
+    if parity.get("passed") is not True:
+        raise SlipwayError(
+            f"{workload} is not published: {folder('export', workload) / 'parity.json'} says that the export differs from torch"
+        )
+    place = folder("quantize", workload) / "comparison.json"
+    comparison = _required("quantize", workload, "comparison.json")
+    if comparison.get("passed") is not True:
+        raise SlipwayError(
+            f"{workload} is not published: {place} says that what would ship is worse than torch beyond the budget"
+        )
+    artifact = _required("quantize", workload, "artifact.json")
+    if artifact.get("recipe") != comparison["chosen"]:
+        raise SlipwayError(
+            f"{workload} is not published: {place} chose {comparison['chosen']}, the artifact is {artifact.get('recipe')}"
+        )
+    metric = workloads.load(workload).metric.name
+    if comparison["metric"] != metric:
+        raise SlipwayError(
+            f"{workload} is not published: {place} compares {comparison['metric']}, the workload is judged by {metric}"
+        )
+    value = shipped_row(comparison, place).get("metric")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise SlipwayError(f"{workload} is not published: {place} has {value!r} as the {metric} of {comparison['chosen']}")
+    return comparison
+
+
+def shipped_row(comparison: Mapping[str, Any], place: Path | str = "comparison.json") -> dict[str, Any]:
+    """The row of what ships."""
+    for row in comparison["rows"]:
+        if row["name"] == comparison["chosen"]:
+            return row
+    raise SlipwayError(f"{place} has no row for {comparison['chosen']!r}, which it chose")
+
+
+def build(workload: str, path: Path, *, name: str) -> Release:
+    """Write everything that is published into the empty folder `path`.
+
+    Raises:
+        SlipwayError: when a gate failed, or a file that a stage should have left is missing.
+    """
+    comparison = check_gates(workload)
+    artifact = _required("quantize", workload, "artifact.json")
+    settings = workloads.settings_of(workload)
+    artifact["settings"] = published_settings(artifact["settings"])
+    for graph in artifact["graphs"].values():
+        _copy(folder("quantize", workload) / graph["file"], path / graph["file"], workload)
+    write_json(path / "artifact.json", artifact)
+    _copy_weights(workload, path)
+    write_json(path / "metrics.json", _required("evaluate", workload, "metrics.json"))
+    write_json(path / "comparison.json", comparison)
+    write_json(path / "parity.json", _required("export", workload, "parity.json"))
+    release = Release(
+        path, workload, fingerprint(path, artifact), comparison["metric"], float(shipped_row(comparison)["metric"])
+    )
+    lineage = {**release.record, "workload": workload, **lineage_of(workload, settings)}
+    write_json(path / "lineage.json", lineage)
+    _copy_report(workload, path)
+    from tasks.card import write_card
+
+    write_card(release, name=name, artifact=artifact, lineage=lineage)
+    return release
+
+
+def fingerprint(path: Path, artifact: Mapping[str, Any]) -> str:
+    """A hash of the graphs, the weights and what serving is told about them. Settings and times are not in it."""
+    told = {key: artifact.get(key) for key in ("workload", "recipe", "graphs", "facts", "preprocessing")}
+    hashed = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for file in [graph["file"] for graph in artifact["graphs"].values()] + ["weights.safetensors"]:
+        hashed.update(f"{file} {sha256(path / file)}\n".encode())
+    return hashed.hexdigest()
+
+
+def published_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without what is nobody's business: secrets in addresses, folders of this machine."""
+
+    def public(address: str) -> str:
+        return local_path(address).name if scheme_of(address) == "file" else shown(address)
+
+    download, publish = dict(settings.get("download") or {}), dict(settings.get("publish") or {})
+    if "sources" in download:
+        download["sources"] = [{**source, "address": public(source["address"])} for source in download["sources"]]
+    if "target" in publish:
+        publish["target"] = public(publish["target"])
+    return {**settings, "download": download, "publish": publish}
+
+
+def lineage_of(workload: str, settings: Settings) -> dict[str, Any]:
+    """Where a model comes from: code, data, settings, machine, packages."""
+    downloaded = folder("download", workload) / "download.json"
+    data = read_json(downloaded) if downloaded.exists() else {}
+    for source in data.get("sources", []):
+        source["address"] = published_settings({"download": {"sources": [source]}})["download"]["sources"][0]["address"]
+    return {
+        "git": git_state(),
+        "dvc": locked_stages(workload),
+        "data": data,
+        "params": published_settings(settings.model_dump(mode="json")),
+        "plan": _required("train", workload, "model/spec.json")["plan"],
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the code and whether files differ from it; nulls where there is no git repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=30).stdout
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    revision, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    changed = [line[3:] for line in (status or "").splitlines() if line[3:] != NOT_DIRT]
+    return {
+        "revision": revision.strip() if revision else None,
+        "dirty": None if status is None else bool(changed),
+        "changed": changed[:50],
+    }
+
+
+def locked_stages(workload: str) -> dict[str, Any]:
+    """The hashes that dvc.lock holds of this workload's stages: {stage: {"deps": {path: md5}, "outs": {path: md5}}}."""
+    import yaml
+
+    path = Path("dvc.lock")
+    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {}) if path.exists() else {}
+    own = {name: stage for name, stage in stages.items() if name.endswith(f"@{workload}")}
+    return {
+        name: {
+            part: {one["path"]: one.get("md5") or one.get("hash") for one in stage.get(part, [])}
+            for part in ("deps", "outs")
+        }
+        for name, stage in own.items()
+    }
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy_weights(workload: str, path: Path) -> None:
+    """weights.safetensors, and what the workload saved for its ecosystem's own tools (best.pt, an adapter)."""
+    model = folder("train", workload) / "model"
+    _copy(model / "weights.safetensors", path / "weights.safetensors", workload)
+    for item in sorted(model.iterdir()):
+        if item.name not in LEFT_BEHIND and not item.name.startswith("."):
+            (shutil.copytree if item.is_dir() else shutil.copyfile)(item, path / item.name)
+
+
+def _copy_report(workload: str, path: Path) -> None:
+    """report.md and the files beside it that it links to."""
+    home = folder("report", workload)
+    _copy(home / "report.md", path / "report.md", workload)
+    for link in re.findall(r"\]\(([^)\s#:]+)\)", (home / "report.md").read_text(encoding="utf-8")):
+        linked = home / link
+        if linked.is_file() and linked.resolve().is_relative_to(home.resolve()) and not (path / link).exists():
+            _copy(linked, path / link, workload)
+
+
+def _copy(source: Path, target: Path, workload: str) -> None:
+    if not source.is_file():
+        raise SlipwayError(f"{source} is missing, so {workload} is not published: dvc repro runs the stage that writes it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _required(stage: str, workload: str, name: str) -> Any:
+    path = folder(stage, workload) / name
+    if not path.is_file():
+        raise SlipwayError(f"{workload} is not published: {path} is missing: run python -m tasks.{stage} {workload} first")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise SlipwayError(f"{path} is not valid JSON: {error}: run python -m tasks.{stage} {workload} again") from None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,104 @@
+"""Stage evaluate on a small trained model."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contracts.errors import SlipwayError
+from contracts.files import read_json
+from contracts.records import Records, write_records
+from contracts.workload import Chart
+from tasks import evaluate
+from tests.tasks import digit_workload
+from tests.tasks.digit_workload import NAME
+
+OUTPUT = Path("data/evaluate") / NAME
+
+
+def test_metrics_are_flat_numbers_of_the_test_split(exported: Path) -> None:
+    metrics = read_json(OUTPUT / "metrics.json")
+    assert metrics["num"] == 200 and 0.8 < metrics["accuracy"] <= 1
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    details = read_json(OUTPUT / "details" / "scores.json")
+    assert [chart["kind"] for chart in details["charts"]] == ["lines", "matrix", "bars"] and len(details["rows"]) == 10
+
+
+def test_the_gallery_holds_the_worst_and_the_best(exported: Path) -> None:
+    entries = read_json(OUTPUT / "details" / "gallery.json")
+    assert [entry["kind"] for entry in entries] == ["worst"] * 6 + ["best"] * 6
+    worst, best = ([entry["quality"] for entry in entries if entry["kind"] == kind] for kind in ("worst", "best"))
+    assert worst == sorted(worst) and best == sorted(best, reverse=True) and max(worst) < min(best)
+    assert len({entry["key"] for entry in entries}) == 12
+    for entry in entries:
+        with Image.open(OUTPUT / "details" / entry["file"]) as picture:
+            assert picture.size == (96, 96)
+
+
+def test_dvc_finds_actual_and_predicted_a_row_each(exported: Path) -> None:
+    with (OUTPUT / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["actual"] == row["predicted"] for row in rows) / len(rows)
+    assert len(rows) == 200 and right == pytest.approx(read_json(OUTPUT / "metrics.json")["accuracy"])
+    with (OUTPUT / "curves.csv").open() as file:
+        assert next(csv.reader(file)) == ["digit", "right", "mean"]
+
+
+def test_a_matrix_of_shares_with_predictions_in_rows_is_turned(tmp_path: Path) -> None:
+    chart = Chart("", "matrix", "true class", "predicted class", matrix=[[0.75, 0.0], [0.25, 1.0]], labels=["cat", "dog"])
+    evaluate.write_confusion(tmp_path / "confusion.csv", chart)
+    rows = (tmp_path / "confusion.csv").read_text().split()[1:]
+    assert {row: rows.count(row) for row in rows} == {"cat,cat": 75, "cat,dog": 25, "dog,dog": 100}
+
+
+def test_nothing_to_draw_still_gives_files_that_dvc_can_read(tmp_path: Path) -> None:
+    evaluate.write_curves(tmp_path / "curves.csv", None)
+    evaluate.write_confusion(tmp_path / "confusion.csv", None)
+    assert (tmp_path / "curves.csv").read_text().split() == ["x,mean"]
+    assert (tmp_path / "confusion.csv").read_text().split() == ["actual,predicted"]
+
+
+def test_an_empty_test_split_is_refused_with_the_way_out(project: Path) -> None:
+    folder = Path("data/parse") / NAME
+    kept = [record for record in Records.open(folder, root=Path()) if record.split != "test"]
+    write_records(folder, kept, inputs=digit_workload.schema()[0], targets=digit_workload.schema()[1], shares=(1, 0, 0))
+    with pytest.raises(SlipwayError, match=r"test split of digits has no records.*digits\.parse\.shares"):
+        evaluate.run(NAME)
+    assert not OUTPUT.exists()
+
+
+def test_a_model_that_was_not_trained_is_named(project: Path) -> None:
+    (Path("data/train") / NAME / "model" / "weights.safetensors").unlink()
+    with pytest.raises(SlipwayError, match=r"weights\.safetensors is missing: run the train stage"):
+        evaluate.run(NAME)
+    (Path("data/train") / NAME / "model" / "spec.json").unlink()
+    with pytest.raises(SlipwayError, match=r"spec\.json is missing: run the train stage"):
+        evaluate.run(NAME)
+
+
+def test_weights_of_another_network_are_refused(project: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"1.weight": torch.zeros(3)}, Path("data/train") / NAME / "model" / "weights.safetensors")
+    with pytest.raises(SlipwayError, match=r"(?s)does not fit the network.*Missing key"):
+        evaluate.run(NAME)
+
+
+def test_the_command_prints_the_error_alone() -> None:
+    done = subprocess.run([sys.executable, "-m", "tasks.evaluate", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_curves_on_different_grids_share_one(tmp_path: Path) -> None:
+    chart = Chart("", "lines", "recall", "precision", {"a": ([0, 1], [1, 0]), "b": ([1, 0.5, 0], [0, 1, 1])})
+    evaluate.write_curves(tmp_path / "curves.csv", chart)
+    table = np.genfromtxt(tmp_path / "curves.csv", delimiter=",", names=True)
+    assert table.dtype.names == ("recall", "a", "b", "mean") and len(table) == 101
+    assert table["mean"][50] == pytest.approx(0.75)
