@@ -32,7 +32,7 @@ def draw(chart: Chart, *, height: float = 3.2) -> str:
         from matplotlib.figure import Figure
 
         if chart.kind == "matrix":
-            size = min(4.2 + 0.28 * len(chart.matrix), 11.0)
+            size = min(3.2 + 0.14 * len(chart.matrix), 9.0)
             figure = Figure(figsize=(size + 0.6, size), layout="constrained")
             draw_matrix(figure.subplots(), chart)
         else:

@@ -18,7 +18,7 @@ from tasks.stage import folder
 MAX_QUARANTINE_ROWS, MAX_REASONS = 8, 12
 # Stages that come after this one, whose hashes in dvc.lock would be those of the run before.
 LATER_STAGES = ("report", "publish")
-NO_LOSS = ("step", "epoch", "learning_rate", "samples_per_second", "weight", "seconds")
+NO_LOSS = ("step", "epoch", "learning_rate", "samples_per_second", "gradient_norm", "step_seconds", "weight", "seconds")
 
 
 @dataclass(frozen=True)

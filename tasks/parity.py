@@ -12,6 +12,7 @@ import numpy as np
 from contracts.errors import SlipwayError
 from contracts.records import Records
 from contracts.workload import Arrays, Graph, Run
+from tasks.latency import one_torch_thread
 from tasks.recording import Call, calls, spread
 from tasks.trained import Trained
 
@@ -74,10 +75,11 @@ def check_parity(trained: Trained, graphs: Mapping[str, Graph], artifact: Path) 
     records = spread(trained.records.split(split), NUM_RECORDS)
     heard: list[Call] = []
     deviations: dict[tuple[str, str], Deviation] = {}
-    for call in calls(trained, torch_graphs, records):
-        compare(deviations, call.key, call.graph, graphs[call.graph], call.outputs, files(call.graph, **call.inputs))
-        if sum(one.graph == call.graph for one in heard) < max(BATCH_SIZES):
-            heard.append(call)
+    with one_torch_thread():  # single records: several threads cost more than they give, much more on a busy machine
+        for call in calls(trained, torch_graphs, records):
+            compare(deviations, call.key, call.graph, graphs[call.graph], call.outputs, files(call.graph, **call.inputs))
+            if sum(one.graph == call.graph for one in heard) < max(BATCH_SIZES):
+                heard.append(call)
     tolerance = trained.settings.export.tolerance
     outputs = [judge(graph, output, deviation, tolerance) for (graph, output), deviation in deviations.items()]
     batches = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,14 +113,19 @@ def recorded_calibration(trained: Trained, run: Run, train: Records) -> Calibrat
 
 
 def climb(bench: Bench, scratch: Path) -> list[Candidate]:
-    """Every recipe that is set, built and judged, in order."""
+    """Every recipe that is set, built and scored in order, then all of them timed in turn with fp32, and judged."""
     candidates: list[Candidate] = []
     for recipe in bench.settings.recipes:
         for name, build in variants(recipe, bench):
-            candidates.append(judged(name, build, bench, scratch))
-            print(f"{name}: {candidates[-1].status}: {candidates[-1].reason}")
-            if candidates[-1].status != "refused" or (candidates[-1].loss_share or 0) <= bench.settings.budget:
+            candidates.append(scored(name, build, bench, scratch))
+            if candidates[-1].status == "skipped" or (candidates[-1].loss_share or 0.0) <= bench.settings.budget:
                 break
+    built = [one.name for one in candidates if one.metric is not None]
+    homes = {"fp32": bench.source, **{name: scratch / name for name in built}}
+    times = interleaved({name: open_run(home, threads=1) for name, home in homes.items()}, bench.laps) if built else {}
+    candidates = [judged(one, times, bench) if one.name in times else one for one in candidates]
+    for one in candidates:
+        print(f"{one.name}: {one.status}: {one.reason}")
     return candidates
 
 
@@ -154,8 +159,8 @@ def half_precision(trained: Trained) -> Callable[[Path, Path, str], None] | str:
     return lambda source, target, graph: write_half(graphs[graph], target, trained.settings.export)
 
 
-def judged(name: str, build: Callable[[Path, Path, str], None] | str, bench: Bench, scratch: Path) -> Candidate:
-    """Build one candidate and hold it against the budget and the clock."""
+def scored(name: str, build: Callable[[Path, Path, str], None] | str, bench: Bench, scratch: Path) -> Candidate:
+    """Build one candidate and score it on val."""
     if isinstance(build, str):
         return Candidate(name, "skipped", build)
     home = scratch / name
@@ -164,20 +169,22 @@ def judged(name: str, build: Callable[[Path, Path, str], None] | str, bench: Ben
     try:
         for graph, described in artifact["graphs"].items():
             build(bench.source / described["file"], home / described["file"], graph)
-    except (
-        Exception
-    ) as error:  # whatever the quantizer's libraries raise: a recipe that fails on a graph is refused, the others go on
+    except Exception as error:  # whatever the libraries raise: a recipe that fails on a graph is refused, the others go on
         return Candidate(name, "refused", f"could not be built: {type(error).__name__}: {error}")
     write_json(home / "artifact.json", {**artifact, "recipe": name})
     metric = bench.trained.metric(open_run(home), bench.records, f"scoring {name} on val")
-    times = interleaved({"fp32": open_run(bench.source, threads=1), name: open_run(home, threads=1)}, bench.laps)
     share = bench.trained.workload.metric.loss_share(metric, bench.reference)
-    status, reason = verdict(
-        bench.trained.workload.metric, bench.settings, metric, bench.reference, times["fp32"] / times[name]
-    )
-    return Candidate(
-        name, status, reason, metric, share, times[name], times["fp32"], times["fp32"] / times[name], graph_bytes(home)
-    )
+    return Candidate(name, "inside", "not timed yet", metric, share, bytes=graph_bytes(home))
+
+
+def judged(candidate: Candidate, times: Mapping[str, float], bench: Bench) -> Candidate:
+    """A scored candidate held against the budget and the clock."""
+    assert candidate.metric is not None
+    own, fp32 = times[candidate.name], times["fp32"]
+    metric = bench.trained.workload.metric
+    status, reason = verdict(metric, bench.settings, candidate.metric, bench.reference, fp32 / own)
+    timed = {"latency_ms": own, "fp32_latency_ms": fp32, "speedup": fp32 / own}
+    return replace(candidate, status=status, reason=reason, **timed)
 
 
 def verdict(
@@ -237,13 +244,7 @@ def last_word(
     relaxed = bench.settings.model_copy(update={"min_speedup": 1.0})
     status, reason = verdict(metric, relaxed, own["metric"], fp32["metric"], speedup)
     kept = status == "inside"
-    replaced = Candidate(
-        **{
-            **asdict(winner),
-            "status": "chosen" if kept else "refused",
-            "reason": winner.reason if kept else f"on test: {reason}",
-        }
-    )
+    replaced = replace(winner, status="chosen") if kept else replace(winner, status="refused", reason=f"on test: {reason}")
     return [replaced if one is winner else one for one in candidates], replaced if kept else None
 
 

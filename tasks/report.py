@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).parent
-MAX_PICTURE, MAX_PNG = 480, 120_000
+MAX_PICTURE, MAX_PNG = 640, 60_000
+MAX_LISTED = 8
 MISSING = "–"
 # Names of measurements that read badly once their underscores are spaces.
 TITLES = {
@@ -55,7 +57,7 @@ def page(findings: Findings, metric: Metric, settings: Settings) -> dict[str, An
         "metric": metric,
         "rows": rows,
         "shipped": next((row for row in rows if row["shipped"]), None),
-        "candidates": candidate_rows(findings.candidates),
+        "candidates": candidate_rows(findings.candidates, rows),
         "training": [figure(chart) for chart in training_charts(findings.curves or [], metric.name, names)],
         "charts": [figure(chart) for chart in charts],
         "table": table((findings.scores or {}).get("rows", [])),
@@ -86,7 +88,7 @@ def headline(findings: Findings, metric: Metric) -> list[dict[str, Any]]:
     ]
 
 
-def candidate_rows(candidates: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def candidate_rows(candidates: Mapping[str, Any] | None, compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The ladder with fp32 first; `width` is a row's latency as a share of the slowest, for its bar."""
     if not candidates:
         return []
@@ -98,6 +100,7 @@ def candidate_rows(candidates: Mapping[str, Any] | None) -> list[dict[str, Any]]
         "metric": candidates["reference"],
     }
     fp32 |= {"latency_ms": timed[0]["fp32_latency_ms"] if timed else None, "speedup": 1.0 if timed else None}
+    fp32 |= {"bytes": next((row["bytes"] for row in compared if row["name"] == "fp32"), None)}
     rows = [fp32, *candidates["rows"]]
     slowest = max((row["latency_ms"] or 0 for row in rows), default=0) or 1
     return [{**row, "width": (row["latency_ms"] or 0) / slowest} for row in rows]
@@ -105,7 +108,8 @@ def candidate_rows(candidates: Mapping[str, Any] | None) -> list[dict[str, Any]]
 
 def figure(chart: Chart) -> dict[str, Any]:
     """A chart as the template takes it."""
-    return {"title": humane(chart.title), "kind": chart.kind, "svg": draw(chart)}
+    named = dataclasses.replace(chart, x=humane(chart.x), y=humane(chart.y))
+    return {"title": humane(chart.title), "kind": chart.kind, "svg": draw(named)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -206,6 +210,15 @@ def humane(name: str) -> str:
     return name
 
 
+def plainly(value: Any) -> str:
+    """A nested value in one line of words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{humane(str(key))} {plainly(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(plainly(item) for item in value[:MAX_LISTED]) + (" …" if len(value) > MAX_LISTED else "") or "none"
+    return f"{value:.3g}" if isinstance(value, float) else number(value)
+
+
 def number(value: Any) -> str:
     """A number in a cell: whole ones in full, others with 4 digits behind the point."""
     if value is None:
@@ -231,7 +244,7 @@ def size(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2%}"
+    return MISSING if value is None else f"{100 * value:.3g}%"
 
 
 def times(value: float | None) -> str:
@@ -245,6 +258,7 @@ def duration(seconds: float) -> str:
 
 
 FILTERS = {
+    "plainly": plainly,
     "humane": humane,
     "number": number,
     "milliseconds": milliseconds,

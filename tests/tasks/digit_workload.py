@@ -59,7 +59,8 @@ class Digits:
             Chart("Confusion", "matrix", "predicted", "actual", matrix=counts.tolist(), labels=facts["classes"]),
             Chart("How many", "bars", "digit", "number", {"number": (range(10), counts.sum(1))}),
         ]
-        return Scores({"accuracy": float((pairs[:, 0] == pairs[:, 1]).mean())}, rows, charts)
+        share = float((pairs[:, 0] == pairs[:, 1]).mean())
+        return Scores({"accuracy": share}, rows, charts, {"accuracy": "Share of the digits that were told right."})
 
     def gallery(self, run: Run, records: Records, settings: Settings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
         for record, measure in zip(records, self.measure(run, records, settings, facts), strict=True):

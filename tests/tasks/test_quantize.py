@@ -140,7 +140,7 @@ def test_a_chosen_candidate_is_what_ships(exported: Path) -> None:
     home = Path("candidate")
     bench = quantize.make_bench(trained, EXPORTED, fp32, None)
     build = quantize.variants("int8", bench)[0][1]
-    quantize.judged("int8", build, bench, home)
+    quantize.scored("int8", build, bench, home)
     quantize.ship(Path("shipped"), home / "int8")
     assert open_run(Path("shipped")).artifact.recipe == "int8"
     assert open_run(Path("shipped"))("classify", pixels=np.zeros((2, 16, 16), np.uint8))["scores"].shape == (2, 10)
@@ -162,6 +162,15 @@ def test_the_same_calibration_gives_the_same_bytes(exported: Path) -> None:
     for name in ("one.onnx", "two.onnx"):
         static_int8(source, Path(name), noise("classify"))
     assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+def test_a_recipe_that_fails_on_a_graph_is_refused_and_the_others_go_on(exported: Path) -> None:
+    def broken(graph: str) -> Iterator[Arrays]:
+        return iter([{"pixels": np.zeros((1, 16), np.uint8)}])
+
+    rows, comparison = ship(recipes=["int8", "int8_dynamic"], calibration=broken, budget=0.5)
+    assert rows["int8"]["status"] == "refused" and rows["int8"]["reason"].startswith("could not be built: ")
+    assert rows["int8_dynamic"]["metric"] is not None and comparison["chosen"] in ("fp32", "int8_dynamic")
 
 
 def test_an_export_that_did_not_pass_is_not_quantized(exported: Path) -> None:

@@ -157,6 +157,7 @@ def test_what_is_missing_is_said(project: Path) -> None:
 
 def test_the_markdown_twin_has_tables_and_no_pictures(complete: Path) -> None:
     _, markdown = rendered()
+    assert "| accuracy | 0.9" in markdown and "| Share of the digits that were told right. |" in markdown
     assert "| int8 (ships) | 0.9180 | 50 kB | 1 ms | 1.50× |" in markdown
     assert "data:" not in markdown and "<" not in markdown and "![" not in markdown
     tables = [block.split("\n") for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]

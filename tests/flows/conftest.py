@@ -1,0 +1,45 @@
+"""A throwaway project, and once for the module a real Prefect server with a process worker on it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.tiny_project import Served, answers, environment, make_project, python, start, stop, until
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A project of its own, and the environment for what runs in it. It has no Prefect server."""
+    variables = environment(tmp_path / "home")
+    return make_project(tmp_path / "project", variables), variables
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A project, a Prefect server and a process worker, all with a home of their own."""
+    root = tmp_path_factory.mktemp("served")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    variables = environment(root / "home", PREFECT_API_URL=url)
+    folder = make_project(root / "project", variables)
+    server = start(
+        ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], folder, variables, root / "server"
+    )
+    try:
+        until(lambda: answers(f"{url}/health"), seconds=240, what=root / "server")
+        python(folder, variables, "-m", "prefect", "--no-prompt", "work-pool", "create", "slipway", "--type", "process")
+        python(folder, variables, "-m", "prefect", "--no-prompt", "deploy", "--all")
+        command = ["-m", "prefect", "worker", "start", "--pool", "slipway", "--type", "process"]
+        worker = start(command, folder, {**variables, "PREFECT_WORKER_QUERY_SECONDS": "1"}, root / "worker")
+        try:
+            yield Served(folder, variables, url)
+        finally:
+            stop(worker)
+    finally:
+        stop(server)
