@@ -54,7 +54,9 @@ def main() -> None:
         for what in ("mask_map50_95", "mask_map50", "images_per_second")
     }
     ratio = statistics.median(row["slipway"]["images_per_second"] / row["ultralytics"]["images_per_second"] for row in rows)
-    write_json(RESULT, {"cores": CORES, "epochs": settings.train.epochs, "speed_ratio_median": ratio, **summary, "runs": rows})
+    write_json(
+        RESULT, {"cores": CORES, "epochs": settings.train.epochs, "speed_ratio_median": ratio, **summary, "runs": rows}
+    )
     print(RESULT.read_text())
 
 
@@ -86,7 +88,9 @@ def write_yolo(record: Record, folder: Path, classes: list[str]) -> None:
     picture.symlink_to(folder / "raw" / name)
     size = record.inputs["width"], record.inputs["height"]
     rows = [
-        " ".join([str(classes.index(one["name"])), *(f"{value / size[place % 2]:.6f}" for place, value in enumerate(polygon))])
+        " ".join(
+            [str(classes.index(one["name"])), *(f"{value / size[place % 2]:.6f}" for place, value in enumerate(polygon))]
+        )
         for one in record.targets["objects"]
         for polygon in one["polygons"]
     ]
@@ -116,7 +120,9 @@ def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[st
 
     places = {"records": str(records.path.parent), "root": str(records.root), "output": str(output)}
     dumped = settings.model_dump(mode="json")
-    launch(RunSpec("segmentation", dumped, dict(facts), **places, plan=plan(detect(), settings.train), fingerprint="benchmark"))
+    launch(
+        RunSpec("segmentation", dumped, dict(facts), **places, plan=plan(detect(), settings.train), fingerprint="benchmark")
+    )
     steps = [line for line in read_journal(output / "metrics.jsonl") if "step_seconds" in line]
     speed = settings.train.global_batch / statistics.median(line["step_seconds"] for line in steps)
     return load_file(output / "best.safetensors"), speed
@@ -130,7 +136,9 @@ def run_ultralytics(folder: Path, settings: Any, seed: int) -> tuple[dict[str, A
 
     output = folder / f"ultralytics-{seed}"
     output.mkdir()
-    write_json(output / "settings.json", {**settings.train.model_dump(mode="json"), "data": str(folder / "yolo" / "data.yaml")})
+    write_json(
+        output / "settings.json", {**settings.train.model_dump(mode="json"), "data": str(folder / "yolo" / "data.yaml")}
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": str(CORES), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "benchmarks.train", "--only", str(output)], check=True, env=environment, cwd=ROOT)
     prepare_ultralytics()

@@ -47,9 +47,7 @@ class Hardware:
     def fingerprint(self) -> str:
         """Names the machine's shape, not its momentary load: two machines alike share a plan."""
         gpus = [f"{one.name}/{one.memory >> 30}" for one in self.devices]
-        return "|".join(
-            [self.platform, self.cpu, str(self.cores), str(self.memory >> 30), *gpus]
-        )
+        return "|".join([self.platform, self.cpu, str(self.cores), str(self.memory >> 30), *gpus])
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,18 @@ class Progress:
         path = os.environ.get("SLIPWAY_PROGRESS")
         if path:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"title": self.title, "done": self.done, "total": self.total, "note": self.note}) + "\n")
+                file.write(
+                    json.dumps({"title": self.title, "done": self.done, "total": self.total, "note": self.note}) + "\n"
+                )
 
     def line(self) -> str:
         """Title, count, share, time left: `train  540/1200 (45%), 0:35 left, loss 1.93`."""
         seconds = time.monotonic() - self._start
-        parts = [f"{self.title}  {self.done:,}" + (f"/{self.total:,} ({self.done / self.total:.0%})" if self.total else "") + self.unit]
+        parts = [
+            f"{self.title}  {self.done:,}"
+            + (f"/{self.total:,} ({self.done / self.total:.0%})" if self.total else "")
+            + self.unit
+        ]
         if self.total and 0 < self.done < self.total:
             parts.append(f"{clock(seconds / self.done * (self.total - self.done))} left")
         elif self.done:

@@ -91,7 +91,13 @@ def write_records(
                 raise SlipwayError(f"record {record.key!r} names the split {split!r}; splits are {', '.join(SPLITS)}")
             counts[split] += 1
             rows.append(
-                {"key": record.key, "group": record.group, "split": split, "inputs": record.inputs, "targets": record.targets}
+                {
+                    "key": record.key,
+                    "group": record.group,
+                    "split": split,
+                    "inputs": record.inputs,
+                    "targets": record.targets,
+                }
             )
             if len(rows) == ROWS_PER_BATCH:
                 writer.write(pa.RecordBatch.from_pylist(rows, schema=schema))
@@ -118,7 +124,9 @@ class Records(Sequence[Record]):
         """
         path = Path(folder) / "records.arrow"
         if not path.is_file():
-            raise SlipwayError(f"{path} is missing: run the parse stage first (dvc repro, or python -m tasks.parse WORKLOAD)")
+            raise SlipwayError(
+                f"{path} is missing: run the parse stage first (dvc repro, or python -m tasks.parse WORKLOAD)"
+            )
         return cls(path, Path(root))
 
     @cached_property

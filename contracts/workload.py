@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,17 @@ class Metric:
     def loss_share(self, new: float, reference: float) -> float:
         """The share of `reference` that `new` gives away; 0.01 is one per cent; negative when it is better."""
         return -self.gain(new, reference) / max(abs(reference), 1e-12)
+
+    def fault(self, value: float) -> str | None:
+        """Why no model with this `value` may ship, however little it loses of it; None where it may.
+
+        A zero is no fault where lower is better.
+        """
+        if not math.isfinite(value):
+            return f"its {self.name} is {value}, which is no number to judge it by"
+        if value == 0 and self.higher_is_better:
+            return f"its {self.name} is 0, so it has learnt nothing"
+        return None
 
 
 @dataclass(frozen=True)

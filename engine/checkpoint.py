@@ -64,7 +64,7 @@ class Checkpoints:
                 write_json(temporary / "manifest.json", manifest)
             for old in self.found()[: -self.keep]:
                 remove(old.folder)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as error:
             self._failure = error
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
@@ -89,7 +89,9 @@ class Checkpoints:
                 )
             if whole:
                 return checkpoint.step, torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
-            print(f"{checkpoint.folder}/state.pt does not have the sha256 of its manifest; trying the one before", flush=True)
+            print(
+                f"{checkpoint.folder}/state.pt does not have the sha256 of its manifest; trying the one before", flush=True
+            )
         return None
 
     def copy_newest(self, target: Path) -> None:

@@ -16,7 +16,7 @@ class Average:
 
     def __init__(self, objective: nn.Module, *, decay: float) -> None:
         self.decay, self.num_updates = decay, 0
-        self._live = {name: value for name, value in objective.state_dict().items()}
+        self._live = dict(objective.state_dict())
         self.tensors = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()

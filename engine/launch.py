@@ -88,4 +88,6 @@ def _explained(output: Path, status: int, *, interrupted: bool) -> str:
         return f"training failed on rank {first['rank']}: {what}"
     if interrupted or status == INTERRUPTED:
         return "training was interrupted; what it had learnt is saved, and the same command goes on from there"
-    return f"training ended with status {status} and no report: a rank was killed (out of memory?); the last checkpoint is kept"
+    return (
+        f"training ended with status {status} and no report: a rank was killed (out of memory?); the last checkpoint is kept"
+    )

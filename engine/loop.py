@@ -256,5 +256,7 @@ def save_weights(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

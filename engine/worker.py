@@ -22,7 +22,7 @@ def main(path: str) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         return _train(spec)
-    except BaseException as error:  # noqa: BLE001 - reported by whoever started this rank
+    except BaseException as error:
         text = traceback.format_exc()
         write_json(
             Path(spec.output) / f"error-{rank}.json",

@@ -78,7 +78,7 @@ def read_curves(path: Path) -> list[dict[str, float]] | None:
 
 
 def training_charts(curves: Sequence[Mapping[str, float]], metric: str, metrics: Sequence[str]) -> list[Chart]:
-    """The loss, its parts, the metric on val and the learning rate, over epochs."""
+    """The loss, its parts, the metric on val, the learning rate and the gradient's norm, over epochs."""
     columns = list(dict.fromkeys(name for row in curves for name in row))
     parts = [name for name in columns if name not in (*NO_LOSS, "loss", *metrics) and not name.startswith(("num_", "val_"))]
 
@@ -95,6 +95,7 @@ def training_charts(curves: Sequence[Mapping[str, float]], metric: str, metrics:
         ("Parts of the loss", "loss", parts),
         (f"{metric} on the val split", metric, [metric]),
         ("Learning rate", "learning rate", ["learning_rate"]),
+        ("Norm of the gradient", "norm", ["gradient_norm"]),
     ]
     charts = [Chart(title, "lines", "epoch", y, lines(names)) for title, y, names in wanted]
     return [chart for chart in charts if chart.lines]

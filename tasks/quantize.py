@@ -78,9 +78,11 @@ def run(workload: str, *, calibration: Calibration | None = None) -> None:
         rows = compare_on_test(bench, test, fp32, scratch / winner.name if winner else None, winner)
         candidates, winner = last_word(bench, candidates, winner, rows)
         ship(output, scratch / winner.name if winner else source)
-        write_results(output, bench, candidates, winner, rows)
+        refused = write_results(output, bench, candidates, winner, rows)
         shutil.rmtree(scratch)
     print(f"{workload}: {shipping(candidates, winner)}")
+    if refused:
+        print(f"{workload}: will not be published: {refused}")
 
 
 def exported(workload: str) -> Path:
@@ -114,6 +116,8 @@ def recorded_calibration(trained: Trained, run: Run, train: Records) -> Calibrat
 
 def climb(bench: Bench, scratch: Path) -> list[Candidate]:
     """Every recipe that is set, built and scored in order, then all of them timed in turn with fp32, and judged."""
+    if fault := bench.trained.workload.metric.fault(bench.reference):
+        return [Candidate(recipe, "skipped", f"fp32 on val: {fault}") for recipe in bench.settings.recipes]
     candidates: list[Candidate] = []
     for recipe in bench.settings.recipes:
         for name, build in variants(recipe, bench):
@@ -191,6 +195,8 @@ def verdict(
     metric: Metric, settings: QuantizeSettings, value: float, reference: float, speedup: float
 ) -> tuple[Literal["inside", "refused"], str]:
     """Whether a candidate may ship, and why, in words."""
+    if fault := metric.fault(reference):
+        return "refused", f"fp32: {fault}"
     share = metric.loss_share(value, reference)
     numbers = f"{metric.name} {value:.4f}, fp32 {reference:.4f}"
     if not share <= settings.budget:
@@ -256,16 +262,33 @@ def ship(output: Path, home: Path) -> None:
 
 def write_results(
     output: Path, bench: Bench, candidates: Sequence[Candidate], winner: Candidate | None, rows: Sequence[dict[str, Any]]
-) -> None:
-    """candidates.json and comparison.json."""
+) -> str | None:
+    """candidates.json and comparison.json; gives the reason for which publish will refuse what ships."""
     metric, settings = bench.trained.workload.metric, bench.settings
     chosen = winner.name if winner else "fp32"
     common = {"metric": metric.name, "chosen": chosen, "budget": settings.budget, "min_speedup": settings.min_speedup}
     told = {**common, "split": "val", "reference": bench.reference, "reason": shipping(candidates, winner)}
     write_json(output / "candidates.json", {**told, "rows": [asdict(one) for one in candidates]})
     shown = [row for row in rows if row["name"] in ("torch", "fp32", chosen)]
-    passed = metric.loss_share(shown[-1]["metric"], shown[0]["metric"]) <= settings.budget
-    write_json(output / "comparison.json", {**common, "split": "test", "rows": shown, "passed": passed})
+    reason = objection(metric, settings.budget, bench.reference, shown)
+    gate = {"passed": reason is None, "reason": reason}
+    write_json(output / "comparison.json", {**common, "split": "test", "rows": shown, **gate})
+    return reason
+
+
+def objection(metric: Metric, budget: float, reference: float, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why what ships must not be published, or None: the gate of comparison.json.
+
+    `reference` is fp32's metric on val; `rows` are those of the test split, torch first and what ships last.
+    """
+    torch, shipped = rows[0], rows[-1]
+    for name, split, value in (("fp32", "val", reference), *((row["name"], "test", row["metric"]) for row in rows)):
+        if fault := metric.fault(value):
+            return f"{name} on {split}: {fault}"
+    share = metric.loss_share(shipped["metric"], torch["metric"])
+    if share <= budget:
+        return None
+    return f"{shipped['name']} loses {share:.1%} of torch's {metric.name} on test, the budget is {budget:.1%}"
 
 
 def shipping(candidates: Sequence[Candidate], winner: Candidate | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 import re
 import shutil
@@ -67,22 +66,23 @@ def check_gates(workload: str) -> dict[str, Any]:
     place = folder("quantize", workload) / "comparison.json"
     comparison = _required("quantize", workload, "comparison.json")
     if comparison.get("passed") is not True:
-        raise SlipwayError(
-            f"{workload} is not published: {place} says that what would ship is worse than torch beyond the budget"
-        )
+        reason = comparison.get("reason") or "what would ship is worse than torch beyond the budget"
+        raise SlipwayError(f"{workload} is not published: {place} says that {reason}")
     artifact = _required("quantize", workload, "artifact.json")
     if artifact.get("recipe") != comparison["chosen"]:
         raise SlipwayError(
             f"{workload} is not published: {place} chose {comparison['chosen']}, the artifact is {artifact.get('recipe')}"
         )
-    metric = workloads.load(workload).metric.name
-    if comparison["metric"] != metric:
+    metric = workloads.load(workload).metric
+    if comparison["metric"] != metric.name:
         raise SlipwayError(
-            f"{workload} is not published: {place} compares {comparison['metric']}, the workload is judged by {metric}"
+            f"{workload} is not published: {place} compares {comparison['metric']}, the workload is judged by {metric.name}"
         )
-    value = shipped_row(comparison, place).get("metric")
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise SlipwayError(f"{workload} is not published: {place} has {value!r} as the {metric} of {comparison['chosen']}")
+    chosen, value = comparison["chosen"], shipped_row(comparison, place).get("metric")
+    if not isinstance(value, int | float):
+        raise SlipwayError(f"{workload} is not published: {place} has {value!r} as the {metric.name} of {chosen}")
+    if fault := metric.fault(value):
+        raise SlipwayError(f"{workload} is not published: {place}: {chosen} on test: {fault}")
     return comparison
 
 

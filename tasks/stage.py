@@ -18,7 +18,10 @@ def stage_main(run: Callable[[str], None]) -> None:
     """Run a stage for the workload named on the command line; a SlipwayError is printed alone and ends with status 1."""
     arguments = sys.argv[1:]
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(f"usage: python -m {run.__module__ if run.__module__ != '__main__' else 'tasks.<stage>'} WORKLOAD", file=sys.stderr)
+        print(
+            f"usage: python -m {run.__module__ if run.__module__ != '__main__' else 'tasks.<stage>'} WORKLOAD",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     try:
         run(arguments[0])

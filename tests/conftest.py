@@ -55,6 +55,8 @@ def make_spec(scenes: Scenes, tmp_path: Path) -> Callable[..., Any]:
         accumulation = settings.train.global_batch // (ranks * micro_batch)
         plan = Plan("ddp" if ranks > 1 else "single", "cpu", ranks, micro_batch, accumulation, 1, 0, 2, "fp32", {})
         folders = {"records": str(scenes.records), "root": str(scenes.raw), "output": str(tmp_path / name)}
-        return RunSpec("segmentation", settings.model_dump(mode="json"), scenes.facts, **folders, plan=plan, fingerprint=fingerprint)
+        return RunSpec(
+            "segmentation", settings.model_dump(mode="json"), scenes.facts, **folders, plan=plan, fingerprint=fingerprint
+        )
 
     return make

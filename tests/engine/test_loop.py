@@ -79,7 +79,10 @@ def test_another_seed_trains_other_weights(make_spec: MakeSpec) -> None:
 
 @pytest.mark.parametrize("micro_batch", [4, 8])
 def test_the_micro_batch_does_not_change_what_is_learnt(make_spec: MakeSpec, micro_batch: int) -> None:
-    assert _difference(_train(make_spec("small", epochs=1)), _train(make_spec("large", epochs=1, micro_batch=micro_batch))) < 1e-5
+    assert (
+        _difference(_train(make_spec("small", epochs=1)), _train(make_spec("large", epochs=1, micro_batch=micro_batch)))
+        < 1e-5
+    )
 
 
 def test_two_ranks_train_the_weights_of_one(make_spec: MakeSpec) -> None:

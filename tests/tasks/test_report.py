@@ -190,7 +190,7 @@ def test_charts_of_any_number_of_classes_are_drawn(num: int) -> None:
 
 def test_the_loss_its_parts_and_the_metric_get_a_chart_each() -> None:
     rows: list[dict[str, Any]] = [
-        {"epoch": 1.0, "loss": 3, "box_loss": 1, "learning_rate": 0.1},
+        {"epoch": 1.0, "loss": 3, "box_loss": 1, "learning_rate": 0.1, "gradient_norm": 7.5, "step_seconds": 0.2},
         {"epoch": 1.0, "map": 0.5, "f1": 0.2},
     ]
     assert [list(chart.lines) for chart in training_charts(rows, "map", ["map", "f1"])] == [
@@ -198,6 +198,7 @@ def test_the_loss_its_parts_and_the_metric_get_a_chart_each() -> None:
         ["box_loss"],
         ["map"],
         ["learning_rate"],
+        ["gradient_norm"],
     ]
 
 

@@ -67,9 +67,7 @@ class Segmentation:
 
         return graphs(objective, settings.train)
 
-    def save(
-        self, objective: nn.Module, folder: Path, settings: SegmentationSettings, facts: Facts, *, name: str
-    ) -> None:
+    def save(self, objective: nn.Module, folder: Path, settings: SegmentationSettings, facts: Facts, *, name: str) -> None:
         from workloads.segmentation.objective import save
 
         save(objective, folder / f"{name}.pt", settings.train, facts["classes"])

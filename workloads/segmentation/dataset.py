@@ -135,7 +135,9 @@ class SegmentationDataset:
         from ultralytics.data.augment import Compose, Format, LetterBox
 
         size = self.settings.image_size
-        make = Format(bbox_format="xywh", normalize=True, return_mask=True, mask_ratio=MASK_RATIO, mask_overlap=True, bgr=0.0)
+        make = Format(
+            bbox_format="xywh", normalize=True, return_mask=True, mask_ratio=MASK_RATIO, mask_overlap=True, bgr=0.0
+        )
         return Compose([LetterBox((size, size), scaleup=False), make])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +41,11 @@ def prepare_ultralytics() -> None:
             os.symlink(bundled, font) if os.name != "nt" else font.write_bytes(bundled.read_bytes())
     threads = os.environ.get("OMP_NUM_THREADS")
     import ultralytics.utils
+    from PIL import Image
+    from ultralytics.utils import patches
 
+    # It replaces Pillow's own open by one that installs packages where a file is no picture.
+    Image.open = patches._image_open
     if threads is None:
         os.environ.pop("OMP_NUM_THREADS", None)
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
@@ -75,45 +81,94 @@ def make_model(name: str, classes: Sequence[str], *, pretrained: bool, sha256: s
 def _architecture(name: str, *, pretrained: bool, sha256: str | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The architecture of a model and, where they are asked for and there are any, its weights."""
     if not name.endswith(".pt"):
-        return _config(name), None
+        return _config(name, asked=name), None
     if not pretrained and not Path(name).exists():
-        return _config(f"{Path(name).stem}.yaml"), None
+        return _config(f"{Path(name).stem}.yaml", asked=name), None
     config, weights = _weights(Path(name), sha256)
     return config, weights if pretrained else None
 
 
-def _config(name: str) -> dict[str, Any]:
-    """The architecture in a YAML file of ours or of ultralytics."""
+def _config(name: str, *, asked: str) -> dict[str, Any]:
+    """The architecture in a YAML file of ours or of ultralytics, whose names hold a letter for the scale (yolov8n-seg.yaml).
+
+    `asked` is what the settings say, for the error.
+    """
     import yaml
     from ultralytics.nn.tasks import yaml_model_load
-    from ultralytics.utils.checks import check_yaml
 
     own = MODELS / f"{name.removesuffix('.yaml')}.yaml"
     if own.exists():
-        return yaml.safe_load(own.read_text())
-    found = check_yaml(name, hard=False) if name.endswith(".yaml") else ""
-    config = yaml_model_load(found or name) if found else None
-    if config is None:
-        ours = ", ".join(sorted(path.stem for path in MODELS.glob("*.yaml")))
-        raise SlipwayError(f"train.model = {name!r}: neither a model of Slipway ({ours}), a YAML of ultralytics, nor a .pt file")
+        return yaml.safe_load(own.read_text(encoding="utf-8"))
+    # Only a file, or a plain name: ultralytics would download an address, and take a pattern for whatever it meets first.
+    sought = name.endswith(".yaml") and (Path(name).is_file() or re.fullmatch(r"[\w.-]+", name))
+    config: Any = None
+    if sought:
+        with suppress(FileNotFoundError):
+            config = yaml_model_load(name)
+    if not isinstance(config, dict) or not {"backbone", "head"} <= config.keys():
+        raise SlipwayError(f"train.model = {asked!r}: {_known()}")
+    if "Segment" not in str(config["head"][-1][2]):
+        raise SlipwayError(
+            f"train.model = {asked!r} finds no masks (its last layer is {config['head'][-1][2]}): use a -seg one"
+        )
     return config
+
+
+def _known() -> str:
+    """Which models there are, as an error goes on."""
+    import ultralytics
+
+    ours = ", ".join(sorted(path.stem for path in MODELS.glob("*.yaml")))
+    theirs = ", ".join(
+        sorted(path.name for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("yolo*-seg.yaml"))
+    )
+    return (
+        f"neither a model of Slipway ({ours}), a YAML of ultralytics ({theirs}, with a scale as in yolov8n-seg.yaml), "
+        "nor a .pt file that exists or that ultralytics publishes (yolov8n-seg.pt)"
+    )
 
 
 def _weights(path: Path, sha256: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Architecture and tensors of an Ultralytics checkpoint, read without running code from it."""
     from ultralytics.nn.tasks import torch_safe_load
-    from ultralytics.utils.downloads import attempt_download_asset
 
-    found = path if path.exists() else Path(str(attempt_download_asset(path)))
-    if not found.exists():
-        raise SlipwayError(f"train.model = {str(path)!r}: no such file, and it could not be downloaded; give a path, or use a YAML")
+    # Absolute: ultralytics deletes a damaged file that bears the bare name of a published one, and fetches that again.
+    found = _found(path).absolute()
     if sha256 is not None:
         with found.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != sha256:
-            raise SlipwayError(f"{found} has sha256 {digest}, but train.weights_sha256 = {sha256}: the file is not the one you meant")
-    checkpoint, _ = torch_safe_load(str(found), safe_only=True)
-    model = checkpoint.get("ema") or checkpoint["model"]
+            raise SlipwayError(
+                f"{found} has sha256 {digest}, but train.weights_sha256 = {sha256}: the file is not the one you meant"
+            )
+    try:
+        checkpoint, _ = torch_safe_load(str(found), safe_only=True)
+    except (TypeError, ImportError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise SlipwayError(
+            f"{found} was refused: it is damaged, or holds more than the weights of an ultralytics model ({error})"
+        ) from error
+    model = checkpoint.get("ema") or checkpoint.get("model")
     if type(model).__name__ != "SegmentationModel":
         raise SlipwayError(f"{found} holds a {type(model).__name__}, not a segmentation model: use a -seg one")
     return model.yaml, model.float().state_dict()
+
+
+def _found(path: Path) -> Path:
+    """The file, downloaded where ultralytics publishes one of that name. For other names nothing is looked up anywhere."""
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+    if path.is_file():
+        return path
+    if str(path) not in GITHUB_ASSETS_NAMES:
+        raise SlipwayError(f"train.model = {str(path)!r}: {_known()}")
+    try:
+        found = Path(attempt_download_asset(path))
+    except OSError as error:
+        raise SlipwayError(
+            f"train.model = {str(path)!r}: no such file, and it could not be downloaded ({error}); give a path, or use a YAML"
+        ) from error
+    if not found.is_file():
+        raise SlipwayError(
+            f"train.model = {str(path)!r}: no such file, and its download gave none; give a path, or use a YAML"
+        )
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from workloads.segmentation.scenes import NAMES, SIZE, WRITERS, write_scenes
 
@@ -24,6 +25,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _rows(raw: Path) -> list[dict[str, str]]:
     with (raw / "labels.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _picture(raw: Path, name: str) -> NDArray[np.uint8]:
+    picture = cv2.imread(str(raw / "images" / name))
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
 
 
 def test_no_handwriting_of_one_split_appears_in_another() -> None:
@@ -48,19 +55,19 @@ def test_every_split_has_scenes_of_one_to_six_known_digits(raw: Path) -> None:
         objects = json.loads(row["Label"])["objects"]
         assert 1 <= len(objects) <= 6
         assert {one["value"] for one in objects} <= set(NAMES)
-        assert cv2.imread(str(raw / "images" / row["External ID"])).shape == (SIZE, SIZE, 3)
+        assert _picture(raw, row["External ID"]).shape == (SIZE, SIZE, 3)
 
 
 def test_outlines_lie_on_the_ink_they_name(raw: Path) -> None:
     """Inside an outline the picture differs from the ground round it."""
     for row in _rows(raw):
-        picture = cv2.imread(str(raw / "images" / row["External ID"])).astype(float)
+        picture = _picture(raw, row["External ID"]).astype(float)
         for one in json.loads(row["Label"])["objects"]:
             points = np.array([[point["x"], point["y"]] for point in one["polygon"]])
             assert points.min() >= 0
             assert points.max() <= SIZE
             mask = np.zeros((SIZE, SIZE), np.uint8)
             cv2.fillPoly(mask, [np.floor(points).astype(np.int32)], 1)
-            ring = cv2.dilate(mask, np.ones((9, 9), np.uint8)) & ~cv2.dilate(mask, np.ones((5, 5), np.uint8)) & 1
-            ink, ground = (picture[part.astype(bool)].mean(0) for part in (mask, ring))
+            near, far = (np.asarray(cv2.dilate(mask, np.ones((side, side), np.uint8)), bool) for side in (5, 9))
+            ink, ground = picture[mask.astype(bool)].mean(0), picture[far & ~near].mean(0)
             assert np.abs(ink - ground).max() > 25
