@@ -45,6 +45,7 @@ class Rejected:
     """A row that was not usable, as it goes to quarantine.csv: where it stands, what it said, why it was refused.
 
     `whole` tells whether the example itself was lost (an unreadable image) or only one of its labels (a degenerate polygon).
+    `absent` says that its labels are of something that was not downloaded: it is quarantined and counted apart, and no loss.
     """
 
     file: str
@@ -52,6 +53,7 @@ class Rejected:
     value: str
     reason: str
     whole: bool = False
+    absent: bool = False
 
 
 def split_of(name: str, shares: Sequence[float]) -> str:

@@ -101,6 +101,7 @@ class Tally:
     num_labels: int = 0
     lost_examples: int = 0
     lost_labels: int = 0
+    absent: int = 0
     likenesses: Likenesses = field(default_factory=Likenesses)
 
     def __enter__(self) -> Self:
@@ -132,12 +133,13 @@ class Tally:
     def _refuse(self, row: Rejected) -> None:
         self._table.writerow([row.file, row.row, shortened(row.value), shortened(row.reason)])
         self.reasons[row.reason.partition(":")[0]] += 1
-        self.lost_examples += row.whole
-        self.lost_labels += not row.whole
+        self.absent += row.absent
+        self.lost_examples += row.whole and not row.absent
+        self.lost_labels += not (row.whole or row.absent)
 
     @property
     def num_rejected(self) -> int:
-        return self.lost_examples + self.lost_labels
+        return self.lost_examples + self.lost_labels + self.absent
 
     @property
     def share_of_examples(self) -> float:
@@ -151,6 +153,7 @@ class Tally:
         return {
             "examples": self.lost_examples,
             "labels": self.lost_labels,
+            "absent": self.absent,
             "share_of_examples": self.share_of_examples,
             "share_of_labels": self.share_of_labels,
             "reasons": dict(self.reasons.most_common()),
@@ -218,7 +221,9 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
     splits, rejected, alike = summary["splits"], summary["rejected"], summary["near_duplicates"]
     counts = ", ".join(f"{splits[name]:,} {name}" for name in SPLITS)
     print(f"{summary['records']:,} records ({counts}), {summary['labels']:,} labels")
-    if rejected["examples"] or rejected["labels"]:
+    if rejected["absent"]:
+        print(f"{rejected['absent']:,} labels of images that are not there: set aside, and not counted as lost")
+    if any(rejected[kind] for kind in ("examples", "labels", "absent")):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected["reasons"].items())
         lost = f"{rejected['examples']:,} examples and {rejected['labels']:,} labels"
         print(f"quarantined {lost} ({reasons}): {output / 'quarantine.csv'}")

@@ -31,7 +31,8 @@ class Sayings:
     def parse(self, raw: Path, settings: Any, *, processes: int) -> Iterator[Record | Rejected]:
         for row, line in enumerate((raw / "sayings.txt").read_text().splitlines(), start=1):
             if line.startswith("!"):
-                yield Rejected("sayings.txt", row, line * 100, f"{line[1:]}: because", whole=line.endswith("whole"))
+                kind = {"whole": line.endswith("whole"), "absent": line.endswith("absent")}
+                yield Rejected("sayings.txt", row, line * 100, f"{line[1:]}: because", **kind)
                 continue
             split, _, text = line.partition(" ")
             likeness = text.encode().ljust(16)[:16]
@@ -105,6 +106,13 @@ def test_more_than_the_set_share_stops_the_run_and_keeps_the_quarantine(
 
 def test_just_the_set_share_does_not_stop_the_run(tmp_path: Path) -> None:
     assert run(tmp_path, *GOOD, "!blank whole", max_rejected=0.2)["rejected"]["share_of_examples"] == 0.2
+
+
+def test_labels_of_what_is_not_there_are_quarantined_and_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rejected = run(tmp_path, *GOOD, *["!far absent"] * 9, max_rejected=0.0)["rejected"]
+    assert (rejected["absent"], rejected["examples"], rejected["labels"]) == (9, 0, 0)
+    assert rejected["reasons"] == {"far absent": 9} and len(quarantine(tmp_path / "parse" / "sayings")) == 10
+    assert "9 labels of images that are not there" in capsys.readouterr().out
 
 
 def test_no_example_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:

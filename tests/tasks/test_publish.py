@@ -188,6 +188,12 @@ def test_the_lineage_names_code_data_settings_and_plan(project: Path) -> None:
         ("export/segmentation/parity.json", {"passed": "yes"}, "differs from torch"),
         ("export/segmentation/parity.json", None, "is missing: run python -m tasks.export"),
         ("quantize/segmentation/comparison.json", {"passed": False}, "worse than torch beyond the budget"),
+        ("quantize/segmentation/comparison.json", {"passed": False, "reason": f"its {METRIC} is 0"}, f"its {METRIC} is 0"),
+        (
+            "quantize/segmentation/comparison.json",
+            {"rows": [{"name": "int8", "metric": 0.0}]},
+            f"int8 on test: its {METRIC} is 0, so it has learnt nothing",
+        ),
         ("quantize/segmentation/comparison.json", None, "is missing: run python -m tasks.quantize"),
         ("quantize/segmentation/comparison.json", {"chosen": "fp16"}, "chose fp16, the artifact is int8"),
         ("quantize/segmentation/comparison.json", {"metric": "loss"}, "compares loss, the workload is judged by"),

@@ -112,6 +112,44 @@ def test_a_lower_metric_may_be_the_better_one() -> None:
     assert verdict(error, QuantizeSettings(), 0.102, 0.1, 2)[0] == "refused"
 
 
+def test_a_model_that_has_learnt_nothing_ships_as_fp32_and_does_not_pass(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trained, "metric", lambda *arguments: 0.0)
+    rows, comparison = ship(recipes=["int8", "int8_dynamic"])
+    assert comparison["chosen"] == "fp32" and comparison["passed"] is False
+    assert comparison["reason"] == "fp32 on val: its accuracy is 0, so it has learnt nothing"
+    assert {row["status"] for row in rows.values()} == {"skipped"} and "learnt nothing" in rows["int8"]["reason"]
+    assert "will not be published: fp32 on val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("higher", "value", "words"),
+    [
+        (True, 0.0, "learnt nothing"),
+        (True, float("nan"), "is nan"),
+        (False, float("inf"), "is inf"),
+        (False, 0.0, None),
+        (True, 0.5, None),
+    ],
+)
+def test_a_metric_without_a_share_to_lose_passes_no_gate(higher: bool, value: float, words: str | None) -> None:
+    metric = Metric("score", higher_is_better=higher)
+    rows = [{"name": name, "metric": value} for name in ("torch", "fp32", "int8")]
+    for reference in (value, 0.5):
+        found = quantize.objection(metric, 0.01, reference, rows)
+        assert found is None if words is None else found and words in found and "score" in found
+    status, reason = verdict(metric, QuantizeSettings(), value, value, 2.0)
+    assert status == ("refused" if words else "inside") and (words or "2.00 times") in reason
+
+
+def test_what_loses_more_than_the_budget_on_test_does_not_pass() -> None:
+    rows = [{"name": "torch", "metric": 0.5}, {"name": "fp32", "metric": 0.4}]
+    assert quantize.objection(Metric("accuracy"), 0.01, 0.5, rows) == (
+        "fp32 loses 20.0% of torch's accuracy on test, the budget is 1.0%"
+    )
+
+
 def candidate(name: str, speedup: float) -> quantize.Candidate:
     return quantize.Candidate(name, "inside", f"{speedup} times as fast", 0.9, 0.0, 1 / speedup, 1.0, speedup, 10)
 

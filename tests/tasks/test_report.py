@@ -202,6 +202,13 @@ def test_the_loss_its_parts_and_the_metric_get_a_chart_each() -> None:
     ]
 
 
+def test_a_model_that_will_not_be_published_is_shown_with_the_reason(complete: Path) -> None:
+    path = Path("data/quantize") / NAME / "comparison.json"
+    write_json(path, {**read_json(path), "passed": False, "reason": "fp32 on val: it has learnt nothing"})
+    html, markdown = rendered()
+    assert "fp32 on val: it has learnt nothing; it is not published" in html and "it has learnt nothing" in markdown
+
+
 def test_quarantined_rows_are_counted_by_kind_of_reason(tmp_path: Path) -> None:
     (tmp_path / "quarantine.csv").write_text(
         "file,row,value,reason\na,1,x,polygon has 2 points\na,2,x,polygon has 1 points\nb,,,unreadable: b\n"

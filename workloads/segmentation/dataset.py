@@ -43,11 +43,11 @@ class SegmentationDataset:
         Mosaic ends when only the part `close_mosaic` of the run is left, so that the last epochs see whole pictures.
         """
         labels = self.get_image_and_label(index)
-        if rng is not None:
-            early = progress < 1 - self.settings.augmentation.close_mosaic
-            with _seeded(int(rng.integers(2**31))):
+        with _seeded(0 if rng is None else int(rng.integers(2**31))):  # the format draws too, whatever it is told
+            if rng is not None:
+                early = progress < 1 - self.settings.augmentation.close_mosaic
                 labels = self._mosaic(labels) if early and self.settings.augmentation.mosaic else self._plain(labels)
-        return self._format(labels)
+            return self._format(labels)
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch as `SegmentationObjective` takes it."""
@@ -68,6 +68,7 @@ class SegmentationDataset:
         classes, boxes, segments = labels
         height, width = picture.shape[:2]
         return {
+            "im_file": self.records[index].key,  # Mosaic takes it along
             "img": picture.copy(),
             "cls": classes.copy(),
             "instances": Instances(boxes.copy(), segments.copy(), bbox_format="xyxy", normalized=True),

@@ -107,7 +107,7 @@ def _config(name: str, *, asked: str) -> dict[str, Any]:
             config = yaml_model_load(name)
     if not isinstance(config, dict) or not {"backbone", "head"} <= config.keys():
         raise SlipwayError(f"train.model = {asked!r}: {_known()}")
-    if "Segment" not in str(config["head"][-1][2]):
+    if not str(config["head"][-1][2]).startswith("Segment"):
         raise SlipwayError(
             f"train.model = {asked!r} finds no masks (its last layer is {config['head'][-1][2]}): use a -seg one"
         )
@@ -120,7 +120,7 @@ def _known() -> str:
 
     ours = ", ".join(sorted(path.stem for path in MODELS.glob("*.yaml")))
     theirs = ", ".join(
-        sorted(path.name for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("yolo*-seg.yaml"))
+        sorted(path.name for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("yolo[v1-9]*-seg.yaml"))
     )
     return (
         f"neither a model of Slipway ({ours}), a YAML of ultralytics ({theirs}, with a scale as in yolov8n-seg.yaml), "
@@ -143,11 +143,11 @@ def _weights(path: Path, sha256: str | None) -> tuple[dict[str, Any], dict[str, 
             )
     try:
         checkpoint, _ = torch_safe_load(str(found), safe_only=True)
-    except (TypeError, ImportError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (TypeError, ImportError, AttributeError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise SlipwayError(
             f"{found} was refused: it is damaged, or holds more than the weights of an ultralytics model ({error})"
         ) from error
-    model = checkpoint.get("ema") or checkpoint.get("model")
+    model: Any = checkpoint.get("ema") or checkpoint.get("model")
     if type(model).__name__ != "SegmentationModel":
         raise SlipwayError(f"{found} holds a {type(model).__name__}, not a segmentation model: use a -seg one")
     return model.yaml, model.float().state_dict()
@@ -159,7 +159,7 @@ def _found(path: Path) -> Path:
 
     if path.is_file():
         return path
-    if str(path) not in GITHUB_ASSETS_NAMES:
+    if path.name not in GITHUB_ASSETS_NAMES or not path.parent.is_dir():
         raise SlipwayError(f"train.model = {str(path)!r}: {_known()}")
     try:
         found = Path(attempt_download_asset(path))

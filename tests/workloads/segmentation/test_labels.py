@@ -527,6 +527,32 @@ def test_an_open_quotation_mark_is_named_with_its_row(tmp_path: Path, monkeypatc
         list(parse(tmp_path, SegmentationParse(), processes=1))
 
 
+def test_labels_written_by_python_are_read_as_the_same_in_json(tmp_path: Path) -> None:
+    label = {"objects": [{**json.loads(LABEL)["objects"][0], "title": None, "it's": True}], "skipped": False}
+    for name, text in (("python", f" {label}\n"), ("json", json.dumps(label))):
+        picture(tmp_path / name / "a.png")
+        labelbox(tmp_path / name, ("a.png", text))
+    assert plain(read(tmp_path / "python")["a.png"]) == plain(read(tmp_path / "json")["a.png"])
+
+
+def test_labels_of_images_that_are_not_there_are_no_loss_where_half_of_the_images_have_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        picture(tmp_path / name)
+    rows = [("a.png", LABEL), *((f"Circuit9/{index}.png", LABEL) for index in range(90))]
+    labelbox(tmp_path, *rows, ("b.png", LABEL))
+    found = list(parse(tmp_path, SegmentationParse(), processes=1))
+    refused = [one for one in found if isinstance(one, Rejected)]
+    assert len(found) == 92 and len(refused) == 90 and all(one.absent and one.whole for one in refused)
+    assert "2 images are named by no label" in capsys.readouterr().out
+
+    labelbox(tmp_path, *rows)
+    with pytest.raises(SlipwayError, match=r"90 labels are of images that are not there, and 3 of the 4 images.*b\.png"):
+        list(parse(tmp_path, SegmentationParse(), processes=1))
+    assert len(list(parse(tmp_path, SegmentationParse(max_rejected=0.99), processes=1))) == 91
+
+
 def test_a_csv_saved_by_a_spreadsheet_as_utf16_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "é.png")
     text = 'External ID,Label\né.png,"' + LABEL.replace('"', '""') + '"\n'

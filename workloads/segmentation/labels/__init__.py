@@ -39,8 +39,12 @@ def schema() -> tuple[pa.DataType, pa.DataType]:
 def parse(raw: Path, settings: SegmentationParse, *, processes: int) -> Iterator[Record | Rejected]:
     """Records and refused rows in the order of the label files, the same whatever `processes` is.
 
+    One label file may cover more than was downloaded. So Labelbox rows of images that are not there are no loss, as long
+    as at least half of the images that are there have labels; otherwise the names do not fit, and those rows count.
+
     Raises:
-        SlipwayError: when no labels or images are found, or `group_pattern` cannot be used.
+        SlipwayError: when no labels or images are found, `group_pattern` cannot be used, or the rows of images that are not
+            there count and are a larger share than `max_rejected`.
     """
     from workloads.segmentation.labels.formats import reader_of
     from workloads.segmentation.labels.judging import Rules
@@ -57,7 +61,7 @@ def parse(raw: Path, settings: SegmentationParse, *, processes: int) -> Iterator
     rules = Rules(reader.name, raw, classes, aliases_of(settings), settings.line_width, settings.group_pattern)
 
     def examples() -> Iterator[Record | Rejected]:
-        for result in _unique(_judged(reader, rules, processes)):
+        for result in _unique(_judged(reader, rules, processes, settings.max_rejected)):
             if isinstance(result, Rejected):
                 yield result
                 continue
@@ -74,19 +78,27 @@ def _ignored(others: list[str]) -> str:
     return f" (also seen and not read: {', '.join(others)}; set segmentation.parse.format to choose)"
 
 
-def _judged(reader: Reader, rules: Rules, processes: int) -> Iterator[Judged | Rejected]:
+def _judged(reader: Reader, rules: Rules, processes: int, max_rejected: float) -> Iterator[Judged | Rejected]:
     """Everything the reader finds, judged, with progress."""
     from workloads.segmentation.labels.judging import judge
     from workloads.segmentation.labels.ordered import in_order
 
     named: set[str] = set()
+    absent = 0
     with Progress("reading labels and images", reader.expected) as progress:
         for size, results in in_order(functools.partial(judge, rules), _noted(reader.tasks(), named), processes):
             yield from results
+            absent += sum(isinstance(one, Rejected) and one.absent for one in results)
             progress.total = max(progress.total, progress.done + size)
             progress.advance(size)
     if unnamed := [image for image in reader.listing.images if image not in named]:
         print(f"{len(unnamed):,} images are named by no label and are left out, such as {unnamed[0]}", flush=True)
+    if named and len(unnamed) > len(named) and absent > max_rejected * (absent + len(named)):
+        raise SlipwayError(
+            f"{absent:,} labels are of images that are not there, and {len(unnamed):,} of the {len(reader.listing.images):,}"
+            f" images that are there have no labels, such as {unnamed[0]}: do the names in {reader.name}'s files and those of"
+            f" the images fit? Raise parse.max_rejected = {max_rejected:g} if they do"
+        )
 
 
 def _noted(tasks: Iterator[Any], named: set[str]) -> Iterator[Any]:

@@ -1,7 +1,8 @@
-"""Labelbox exports: a CSV with the columns `External ID` (an image) and `Label` (JSON with polygons, lines and boxes)."""
+"""Labelbox exports: a CSV with the columns `External ID` (an image) and `Label` (outlines, as JSON or Python literals)."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import sys
@@ -19,12 +20,14 @@ from contracts.errors import SlipwayError
 from contracts.records import Rejected
 from workloads.segmentation.labels.drawn import Shape, Sheet, Unusable, show
 from workloads.segmentation.labels.geometry import NUMBERS, extent
-from workloads.segmentation.labels.listing import Listing, some
+from workloads.segmentation.labels.listing import NOT_FOUND, Listing, some
 from workloads.segmentation.labels.splits import split_in_path
 
 NAME, LABEL = "external id", "label"
 # One cell may hold this many characters; more is an unclosed quotation mark that swallows the file.
 MAX_CELL = 1 << 28
+# Python's parser takes some 500 bytes of memory a character at worst; this is room for 40,000 points.
+MAX_LITERAL = 1_000_000
 CORNERS = itemgetter("x", "y")
 
 
@@ -40,7 +43,7 @@ class Cell:
 
 
 class Labelbox:
-    """See `formats.Reader`. Rows are streamed; nobody ever evaluates a cell."""
+    """See `formats.Reader`. Rows are streamed; no code in a cell ever runs."""
 
     name = "labelbox"
     classes: tuple[str, ...] = ()
@@ -85,7 +88,7 @@ class Labelbox:
         except UnicodeEncodeError:
             return Rejected(file, row, show(image), "text is not UTF-8", whole=True)
         except Unusable as error:
-            return Rejected(file, row, show(image), str(error), whole=True)
+            return Rejected(file, row, show(image), str(error), whole=True, absent=str(error).startswith(NOT_FOUND))
         return Cell(found, file, row, cells[label] if label < len(cells) else "", split_in_path(found))
 
 
@@ -134,11 +137,13 @@ def sheet(cell: Cell, root: Path) -> Sheet | Rejected:
 
 
 def loaded(text: str) -> Any:
-    """The JSON of a cell. NaN and Infinity, which Python writes and JSON does not know, are read, so that one bad number
-    costs one object and not the row.
+    """What a cell says: JSON, or the same as Python's `str` writes it (EPRI's labels are written so).
+
+    NaN and Infinity, which Python writes and JSON does not know, are read, so that one bad number costs one object and
+    not the row.
 
     Raises:
-        Unusable: when the text is empty or no JSON.
+        Unusable: when the text is empty, or neither.
     """
     if not text.strip():
         raise Unusable("empty label")
@@ -151,7 +156,23 @@ def loaded(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise Unusable(f"not JSON: {reason}") from None
+        pass
+    try:
+        return _literal(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise Unusable(f"not JSON: {reason}; and no Python literal either") from None
+
+
+def _literal(text: str) -> Any:
+    """The value of a Python literal as JSON would give it; names and calls are never looked up.
+
+    Raises:
+        ValueError, SyntaxError, TypeError, MemoryError, RecursionError: when it is none, is longer than MAX_LITERAL
+            characters, or holds what JSON cannot (a set, bytes).
+    """
+    if len(text) > MAX_LITERAL:
+        raise ValueError("too long")
+    return orjson.loads(orjson.dumps(ast.literal_eval(text.strip())))
 
 
 def shape(thing: Any, row: int) -> Shape:

@@ -11,6 +11,7 @@ from contracts.errors import SlipwayError
 from workloads.segmentation.labels.drawn import Unusable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NOT_FOUND = "image not found"
 LABEL_SUFFIXES = (".csv", ".json", ".txt", ".yaml", ".yml", ".xml", ".names")
 
 
@@ -62,7 +63,7 @@ class Listing:
                     raise Unusable(f"several images fit: {', '.join(hits[:3])}")
                 if hits:
                     return hits[0]
-        raise Unusable("image not found: no file of that name in the download")
+        raise Unusable(f"{NOT_FOUND}: no file of that name in the download")
 
 
 def walk(root: Path) -> Iterator[str]:
