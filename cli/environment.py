@@ -42,7 +42,9 @@ def main() -> None:
         make()
     print("installing what requirements.lock lists into .venv (a few gigabytes the first time)", flush=True)
     with_pip("--no-deps", "--require-hashes", "-r", str(only_uv()))
-    install(["sync", "--compile-bytecode", "--require-hashes", str(LOCK)], ["--no-deps", "--require-hashes", "-r", str(LOCK)])
+    install(
+        ["sync", "--compile-bytecode", "--require-hashes", str(LOCK)], ["--no-deps", "--require-hashes", "-r", str(LOCK)]
+    )
     project = ["--no-deps", "--no-build-isolation", "--config-settings", "editable_mode=compat", "-e", str(ROOT)]
     install(["install", *project], project)
     packages = run([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])

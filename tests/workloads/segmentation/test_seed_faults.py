@@ -11,14 +11,13 @@ Each fault, and the test that covers it (those without a file are here):
 - The DDP trainer that never ran: tests/engine/test_loop.py::test_two_ranks_train_the_weights_of_one.
 - A `best.pt` that `YOLO()` refused: test_objective.py::test_the_saved_weights_open_with_yolo_and_predict_the_same.
 - Partial downloads counted as complete: tests/tasks/test_download.py::test_a_length_that_is_not_kept_is_an_error_and_nothing_is_complete.
-- Parsing at 211 rows a second: test_parsing_is_faster_than_it_was.
+- Parsing at 211 rows a second: benchmarks/parse.py measures it.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ import shapely
 from contracts.records import Record
 from workloads.segmentation.labels import parse
 from workloads.segmentation.settings import SegmentationParse
-
-SEED_ROWS_A_SECOND = 211
 
 
 def _write(raw: Path, labels: dict[str, dict[str, Any]]) -> None:
@@ -56,27 +53,3 @@ def test_a_line_of_several_points_is_a_band_and_not_what_it_surrounds(tmp_path: 
     assert not band.contains(shapely.Point(110, 110))
     assert all(band.covers(shapely.Point(corner)) for corner in corners)
     assert abs(band.area - 3 * 180 * 4) < 50
-
-
-def test_parsing_is_faster_than_it_was(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    things = []
-    for at in range(12):
-        centre = 40 + 60 * (at % 4), 40 + 70 * (at // 4)
-        reach = rng.uniform(12, 20, 32)
-        points = [
-            {"x": round(centre[0] + r * np.cos(a), 6), "y": round(centre[1] + r * np.sin(a), 6)}
-            for r, a in zip(reach, angles, strict=True)
-        ]
-        things.append({"featureId": f"{at:025d}", "value": "insulator", "title": "insulator", "polygon": points})
-    assert 10_000 < len(json.dumps({"objects": things})) < 20_000
-    _write(tmp_path, {f"{index}.jpg": {"objects": things} for index in range(150)})
-    rates = []
-    for _ in range(3):  # the best of three, since other processes may be at work
-        started = time.perf_counter()
-        records = list(parse(tmp_path, SegmentationParse(), processes=1))
-        rates.append(len(records) / (time.perf_counter() - started))
-        assert all(isinstance(one, Record) and len(one.targets["objects"]) == 12 for one in records)
-    print(f"{max(rates):.0f} rows a second")
-    assert max(rates) > SEED_ROWS_A_SECOND

@@ -1,0 +1,104 @@
+"""What every workload must do, because it exists: the README's commands, end to end on its own sample, in a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contracts.workload import ROOT, load, names
+from engine.normalization import KINDS
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def _copy_of_the_project(target: Path) -> Path:
+    """The tracked files, as they are in the working tree, in a git repository of their own."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=target, check=True, capture_output=True)
+    return target
+
+
+def _said(project: Path, *command: str) -> str:
+    """What a command printed; it must succeed."""
+    variables = {**os.environ, "PYTHONPATH": str(project), "PREFECT_HOME": str(project / ".prefect"), "COLUMNS": "200"}
+    variables.pop("PREFECT_API_URL", None)
+    done = subprocess.run(
+        command, cwd=project, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", names())
+def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(name: str, tmp_path: Path) -> None:
+    project = _copy_of_the_project(tmp_path / "project")
+    slipway = [str(PROGRAMS / "slipway")]
+    _said(project, *slipway, "use", name, "small")
+
+    first = _said(project, *slipway, "run", name)
+    assert "published: v1" in first
+    comparison = json.loads((project / "data" / "quantize" / name / "comparison.json").read_text())
+    assert comparison["passed"]
+    assert {"torch", "fp32", comparison["chosen"]} == {row["name"] for row in comparison["rows"]}
+    assert (project / "data" / "report" / name / "report.html").stat().st_size > 10_000
+    lock = (project / "dvc.lock").read_bytes()
+
+    second = _said(project, *slipway, "run", name)
+    assert len(re.findall(r"\bunchanged +\d", second)) == 9
+    assert "up to date" in _said(project, str(PROGRAMS / "dvc"), "repro")
+    assert (project / "dvc.lock").read_bytes() == lock
+
+    assert "data/evaluate" in _said(project, str(PROGRAMS / "dvc"), "metrics", "show")
+    picture = next((project / "data" / "download" / name / "raw").rglob("*.jpg"))
+    _said(project, *slipway, "predict", str(picture))
+    assert json.loads((project / "predictions" / "predictions.json").read_text())
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_of_the_protocol_is_there(name: str) -> None:
+    from contracts.workload import Workload
+
+    missing = [method for method in vars(Workload) if not method.startswith("_") and not hasattr(load(name), method)]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_settings_have_defaults_that_hold(name: str) -> None:
+    settings = load(name).Settings()
+    assert settings.train.global_batch % settings.train.ghost_batch == 0
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """The verbs and deployments that README.md names are those that there are."""
+    from cli.main import VERBS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    verbs = set(re.findall(r"\.venv/bin/slipway (\w+)", text))
+    assert verbs
+    assert verbs <= set(VERBS)
+    targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_ghost_layers_exist_for_every_batch_norm_of_torch() -> None:
+    from torch import nn
+
+    assert set(KINDS) == {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
