@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a run of Ultralytics' trainer, in a process of its own
     options = parser.parse_args()
     if options.only:
-        return train_ultralytics(Path(options.only))
+        train_ultralytics(Path(options.only))
+        return
     settings = settings_of("segmentation", ROOT / "params.yaml")
     if options.epochs:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": options.epochs})})
