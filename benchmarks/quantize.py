@@ -16,9 +16,9 @@ from contracts.files import write_json
 from contracts.settings import ExportSettings
 from contracts.workload import Arrays
 from tasks.export import write_onnx
-from tasks.latency import interleaved
-from tasks.quantizing import static_int8
-from tasks.recording import Call
+from tasks.shipping.latency import interleaved
+from tasks.shipping.quantizing import static_int8
+from tasks.shipping.recording import Call
 
 RESULTS = Path(__file__).parent / "results" / "quantize.json"
 # model, image size in pixels, the bar: times as fast as fp32

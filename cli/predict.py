@@ -15,7 +15,7 @@ from contracts.files import finite, read_json, replace_when_complete
 from contracts.settings import Settings, read_params, validate
 from contracts.workload import Prediction, load
 from serving.runtime import Artifact, open_run
-from tasks.addresses import local_path, scheme_of
+from tasks.downloading.addresses import local_path, scheme_of
 
 DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 NUM_NAMED = 20

@@ -14,10 +14,10 @@ from contracts.files import remove, replace_when_complete, write_json
 from contracts.progress import Progress
 from contracts.settings import Source
 from contracts.workload import load, settings_of
-from tasks.addresses import shown
-from tasks.archives import is_archive, unpack, unwanted
-from tasks.earlier import Arrival, Earlier
-from tasks.fetching import Fetched, digest, fetch, tree_digest
+from tasks.downloading.addresses import shown
+from tasks.downloading.archives import is_archive, unpack, unwanted
+from tasks.downloading.earlier import Arrival, Earlier
+from tasks.downloading.fetching import Fetched, digest, fetch, tree_digest
 from tasks.stage import folder, stage_main
 
 # Beside data/, because DVC deletes a stage's outputs before it runs the stage.
@@ -203,7 +203,7 @@ def _merge(staging: Path, raw: Path, address: str) -> None:
 
 def _check(sources: Sequence[Source], output: Path) -> None:
     """Refuse what is wrong before anything is downloaded."""
-    from tasks.addresses import local_path, scheme_of
+    from tasks.downloading.addresses import local_path, scheme_of
 
     for source in sources:
         into = source.into.replace("\\", "/")

@@ -16,7 +16,7 @@ from contracts.errors import SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.settings import ExportSettings
 from contracts.workload import Graph
-from tasks.parity import check_parity
+from tasks.shipping.parity import check_parity
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
 

@@ -13,9 +13,9 @@ from typing import Any
 from contracts import workload as workloads
 from contracts.errors import SlipwayError
 from contracts.files import write_json
-from tasks.addresses import shown
-from tasks.registry import Overtaken, Registry, Version, decide, open_registry
-from tasks.release import Release, build
+from tasks.downloading.addresses import shown
+from tasks.publishing.registry import Overtaken, Registry, Version, decide, open_registry
+from tasks.publishing.release import Release, build
 from tasks.stage import folder, stage_main
 
 ATTEMPTS = 5

@@ -14,9 +14,9 @@ from contracts.records import Records
 from contracts.settings import QuantizeSettings
 from contracts.workload import Arrays, Metric, Run
 from serving.runtime import open_run
-from tasks.latency import interleaved, laps, one_torch_thread
-from tasks.quantizing import dynamic_int8, static_int8
-from tasks.recording import Call, calls, spread
+from tasks.shipping.latency import interleaved, laps, one_torch_thread
+from tasks.shipping.quantizing import dynamic_int8, static_int8
+from tasks.shipping.recording import Call, calls, spread
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
 
@@ -157,7 +157,7 @@ def half_precision(trained: Trained) -> Callable[[Path, Path, str], None] | str:
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "ONNX Runtime computes on the CPU here, where fp16 is only converted to fp32 and back"
-    from tasks.half import write_half
+    from tasks.shipping.half import write_half
 
     graphs = trained.graphs()
     return lambda source, target, graph: write_half(graphs[graph], target, trained.settings.export)

@@ -14,14 +14,14 @@ from contracts import workload as workloads
 from contracts.files import replace_when_complete
 from contracts.settings import Settings
 from contracts.workload import Chart, Metric
-from tasks.charts import draw
-from tasks.findings import Findings, training_charts
+from tasks.reporting.charts import draw
+from tasks.reporting.findings import Findings, training_charts
 from tasks.stage import folder, stage_main
 
 if TYPE_CHECKING:
     import jinja2
 
-TEMPLATES = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "reporting"
 MAX_PICTURE, MAX_PNG = 640, 60_000
 MAX_LISTED = 8
 MISSING = "–"

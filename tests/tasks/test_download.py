@@ -18,10 +18,11 @@ import pytest
 
 from contracts.errors import SlipwayError
 from contracts.settings import Source
-from tasks import download, fetching
-from tasks.addresses import filesystem, local_path, redacted, shown
-from tasks.archives import Limits, unpack
-from tasks.fetching import digest, fetch
+from tasks import download
+from tasks.downloading import fetching
+from tasks.downloading.addresses import filesystem, local_path, redacted, shown
+from tasks.downloading.archives import Limits, unpack
+from tasks.downloading.fetching import digest, fetch
 from tests.tasks.file_server import FileServer
 
 CONTENT = bytes(range(256)) * 12_000

@@ -12,9 +12,10 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.settings import ExportSettings
 from serving.runtime import open_run
-from tasks import export, parity
-from tasks.half import write_half
-from tasks.parity import Deviation
+from tasks import export
+from tasks.shipping import parity
+from tasks.shipping.half import write_half
+from tasks.shipping.parity import Deviation
 from tasks.trained import Trained
 from tests.tasks.digit_workload import NAME
 

@@ -19,9 +19,11 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
 from contracts.settings import PublishSettings
 from contracts.workload import Metric
-from tasks import fetching, hub, publish
-from tasks.registry import LocalRegistry, StoreRegistry, Version, decide, open_registry
-from tasks.release import Release
+from tasks import publish
+from tasks.downloading import fetching
+from tasks.publishing import hub
+from tasks.publishing.registry import LocalRegistry, StoreRegistry, Version, decide, open_registry
+from tasks.publishing.release import Release
 from tests.tasks.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -257,7 +259,7 @@ def test_a_crash_in_the_middle_leaves_the_old_latest(monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.registry.write_json", crash)
+        patch.setattr("tasks.publishing.registry.write_json", crash)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert latest()["version"] == "v1"

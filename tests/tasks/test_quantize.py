@@ -15,10 +15,10 @@ from contracts.settings import QuantizeSettings
 from contracts.workload import Arrays, Metric
 from serving.runtime import open_run
 from tasks import quantize
-from tasks.latency import interleaved
 from tasks.quantize import Calibration, recorded_calibration, verdict
-from tasks.quantizing import static_int8
-from tasks.recording import Call, spread
+from tasks.shipping.latency import interleaved
+from tasks.shipping.quantizing import static_int8
+from tasks.shipping.recording import Call, spread
 from tasks.trained import Trained
 from tests.tasks.digit_workload import NAME
 

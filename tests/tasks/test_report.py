@@ -13,8 +13,8 @@ import yaml
 from contracts.files import read_json, write_json
 from contracts.workload import Chart
 from tasks import report
-from tasks.charts import draw
-from tasks.findings import kind_of, read_quarantine, training_charts
+from tasks.reporting.charts import draw
+from tasks.reporting.findings import kind_of, read_quarantine, training_charts
 from tests.tasks.digit_workload import NAME
 
 EVIL = "<script>alert('x')</script>|_$a$"

@@ -15,7 +15,7 @@ from contracts.settings import ExportSettings
 from contracts.workload import Graph
 from engine.torch_runtime import torch_run
 from tasks.export import write_onnx
-from tasks.quantizing import anatomy, prepare
+from tasks.shipping.quantizing import anatomy, prepare
 from workloads.segmentation.graph import NAME, graphs
 from workloads.segmentation.settings import SegmentationTrain
 from workloads.segmentation.yolo import make_model

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json
-from tasks.addresses import redacted
-from tasks.registry import Overtaken, Version, check_listing
-from tasks.release import Release
-from tasks.retrying import hub_trouble, retried
+from tasks.downloading.addresses import redacted
+from tasks.downloading.retrying import hub_trouble, retried
+from tasks.publishing.registry import Overtaken, Version, check_listing
+from tasks.publishing.release import Release
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -17,9 +17,9 @@ from contracts.files import remove, write_json
 from contracts.progress import track
 from contracts.settings import PublishSettings
 from contracts.workload import Metric
-from tasks.addresses import filesystem, local_path, redacted, scheme_of, shown
-from tasks.release import Release
-from tasks.retrying import BUSY, retried
+from tasks.downloading.addresses import filesystem, local_path, redacted, scheme_of, shown
+from tasks.downloading.retrying import BUSY, retried
+from tasks.publishing.release import Release
 
 POINTER = "latest.json"
 LOCK_SECONDS = 600
@@ -76,7 +76,7 @@ def open_registry(settings: PublishSettings, *, workload: str) -> Registry:
         raise SlipwayError(f"publish.name = {name!r}: letters, digits, . - and _ are possible")
     scheme = scheme_of(target)
     if scheme == "hf":
-        from tasks.hub import HubRegistry
+        from tasks.publishing.hub import HubRegistry
 
         return HubRegistry.at(target, name=name, private=settings.private)
     if scheme == "file":

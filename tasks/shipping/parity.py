@@ -12,8 +12,8 @@ import numpy as np
 from contracts.errors import SlipwayError
 from contracts.records import Records
 from contracts.workload import Arrays, Graph, Run
-from tasks.latency import one_torch_thread
-from tasks.recording import Call, calls, spread
+from tasks.shipping.latency import one_torch_thread
+from tasks.shipping.recording import Call, calls, spread
 from tasks.trained import Trained
 
 NUM_RECORDS = 64

@@ -9,8 +9,8 @@ from typing import Any
 
 from contracts.files import read_json, write_json
 from contracts.settings import Source
-from tasks.addresses import scheme_of, shown
-from tasks.fetching import present_revision, tree_digest
+from tasks.downloading.addresses import scheme_of, shown
+from tasks.downloading.fetching import present_revision, tree_digest
 
 
 @dataclass(frozen=True)

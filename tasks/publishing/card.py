@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from contracts.files import read_json
 
 if TYPE_CHECKING:
-    from tasks.release import Release
+    from tasks.publishing.release import Release
 
 TEMPLATE = "model_card.md.j2"
 

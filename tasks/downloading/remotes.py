@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from contracts.errors import SlipwayError
-from tasks.addresses import redacted
-from tasks.retrying import BUSY
+from tasks.downloading.addresses import redacted
+from tasks.downloading.retrying import BUSY
 
 BLOCK = 1 << 20
 CONNECT_SECONDS, SILENCE_SECONDS = 15, 60

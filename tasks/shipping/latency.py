@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from contracts.records import Records
 from contracts.workload import Run
-from tasks.recording import Call, calls, spread
+from tasks.shipping.recording import Call, calls, spread
 from tasks.trained import Trained
 
 NUM_RECORDS = 8

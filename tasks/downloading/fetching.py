@@ -18,8 +18,8 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json, remove, write_json
 from contracts.progress import Progress, track
 from contracts.settings import Source
-from tasks.addresses import filesystem, local_path, scheme_of, shown
-from tasks.remotes import (
+from tasks.downloading.addresses import filesystem, local_path, scheme_of, shown
+from tasks.downloading.remotes import (
     BLOCK,
     SILENCE_SECONDS,
     Broken,
@@ -33,7 +33,7 @@ from tasks.remotes import (
     plain,
     state_of,
 )
-from tasks.retrying import hub_trouble, retried, wait
+from tasks.downloading.retrying import hub_trouble, retried, wait
 
 ATTEMPTS, FIRST_PAUSE = 5, 1.0  # seconds
 NUM_TRANSFERS = 8
@@ -95,7 +95,7 @@ def _single(source: Source, remote: Remote, name: str, place: Path) -> Fetched:
 
 
 def _stored_folder(source: Source, files: Any, path: str, place: Path) -> Fetched:
-    from tasks.archives import unwanted
+    from tasks.downloading.archives import unwanted
 
     root = path.rstrip("/")
     found = {name.removeprefix(root).lstrip("/"): info for name, info in sorted(files.find(root, detail=True).items())}

@@ -18,7 +18,7 @@ from contracts import workload as workloads
 from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
 from contracts.settings import Settings
-from tasks.addresses import local_path, scheme_of, shown
+from tasks.downloading.addresses import local_path, scheme_of, shown
 from tasks.stage import folder
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "onnx", "onnxruntime", "numpy")
@@ -117,7 +117,7 @@ def build(workload: str, path: Path, *, name: str) -> Release:
     lineage = {**release.record, "workload": workload, **lineage_of(workload, settings)}
     write_json(path / "lineage.json", lineage)
     _copy_report(workload, path)
-    from tasks.card import write_card
+    from tasks.publishing.card import write_card
 
     write_card(release, name=name, artifact=artifact, lineage=lineage)
     return release

@@ -1,0 +1,1 @@
+"""What `report` is made of: what the stages found, drawn and laid out."""

@@ -1,0 +1,1 @@
+"""What `export` and `quantize` are made of: recorded inputs, parity, recipes, timing."""
