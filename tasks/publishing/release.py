@@ -67,7 +67,7 @@ def check_gates(workload: str) -> dict[str, Any]:
     comparison = _required("quantize", workload, "comparison.json")
     if comparison.get("passed") is not True:
         reason = comparison.get("reason") or "what would ship is worse than torch beyond the budget"
-        raise SlipwayError(f"{workload} is not published: {place} says that {reason}")
+        raise SlipwayError(f"{workload} is not published: {place} says that {reason}. {_ways_out(workload)}")
     artifact = _required("quantize", workload, "artifact.json")
     if artifact.get("recipe") != comparison["chosen"]:
         raise SlipwayError(
@@ -82,8 +82,13 @@ def check_gates(workload: str) -> dict[str, Any]:
     if not isinstance(value, int | float):
         raise SlipwayError(f"{workload} is not published: {place} has {value!r} as the {metric.name} of {chosen}")
     if fault := metric.fault(value):
-        raise SlipwayError(f"{workload} is not published: {place}: {chosen} on test: {fault}")
+        raise SlipwayError(f"{workload} is not published: {place}: {chosen} on test: {fault}. {_ways_out(workload)}")
     return comparison
+
+
+def _ways_out(workload: str) -> str:
+    page = folder("report", workload) / "report.html"
+    return f"{page} shows what it learnt: train longer ({workload}.train.epochs), on more data, or from pretrained weights"
 
 
 def shipped_row(comparison: Mapping[str, Any], place: Path | str = "comparison.json") -> dict[str, Any]:
