@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +92,6 @@ class Checkpoints:
                 f"{checkpoint.folder}/state.pt does not have the sha256 of its manifest; trying the one before", flush=True
             )
         return None
-
-    def copy_newest(self, target: Path) -> None:
-        """Copy the newest checkpoint to `target`, which is replaced when the copy is complete."""
-        self.wait()
-        with replace_when_complete(target) as temporary:
-            shutil.copytree(self.found()[-1].folder, temporary)
 
 
 def _copied(value: Any) -> Any:

@@ -122,19 +122,7 @@ class StoredFile:
     def stream(self, start: int, identity: str | None) -> Iterator[Stream]:
         try:
             info = self.files.info(self.path)
-            keys = (
-                "size",
-                "etag",
-                "ETag",
-                "md5",
-                "generation",
-                "version_id",
-                "mtime",
-                "last_modified",
-                "LastModified",
-                "created",
-            )
-            present = " ".join(f"{key}={info[key]}" for key in keys if info.get(key) is not None)
+            present = identity_of(info)
             first = start if identity == present else 0
             with self.files.open(self.path, "rb", block_size=8 * BLOCK) as file:
                 file.seek(first)
