@@ -23,7 +23,7 @@ VERBS = {
 
 
 class Verbs(TyperGroup):
-    """The verbs above; a SlipwayError of theirs is printed alone and ends with status 1."""
+    """The verbs above; a SlipwayError of theirs is printed alone and ends with its status."""
 
     def list_commands(self, ctx: Context) -> list[str]:
         return list(VERBS)
@@ -41,7 +41,7 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except SlipwayError as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(error.status) from None
 
 
 def _verb(name: str) -> Command:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from contracts.files import read_json, write_json
 
-Backend = Literal["single", "ddp"]
+Backend = Literal["single", "dp", "ddp", "fsdp", "deepspeed", "accelerate"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Offload = Literal["none", "optimizer", "parameters"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Hardware:
 class Plan:
     """How one global batch is divided: ranks x micro_batch x accumulation samples, on `device` ("cuda" or "cpu").
 
-    `reasons` says for each choice why it was made.
+    `replicas` are the devices that one process drives (backend `dp` only). `zero_stage` and `offload` (what rests in the
+    memory of the CPU between uses) are for the backends that shard. `restarts` is how often a run whose rank was lost goes
+    on by itself, `hang_seconds` how long a rank may show no progress. `reasons` says for each choice why it was made.
     """
 
     backend: Backend
@@ -68,6 +71,14 @@ class Plan:
     precision: Precision
     reasons: Mapping[str, str]
     hardware: str = ""
+    replicas: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
+    compress_gradients: bool = False
+    zero_stage: int = 2
+    offload: Offload = "none"
+    restarts: int = 3
+    hang_seconds: float = 300
 
     @property
     def global_batch(self) -> int:

@@ -165,6 +165,10 @@ class Records(Sequence[Record]):
         row = {name: self.table[name][int(self.positions[index])].as_py() for name in self.table.column_names}
         return Record(**row)
 
+    def key(self, index: int) -> str:
+        """The key of one record, without reading the rest of it."""
+        return self.table["key"][int(self.positions[index])].as_py()
+
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
 

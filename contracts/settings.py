@@ -59,11 +59,39 @@ class ParseSettings(Section):
         return self
 
 
+class PlanSettings(Section):
+    """Wishes about the layout of training on this machine; it decides what they leave open. They change speed and memory,
+    not what is learnt, so they are no part of a run's identity.
+
+    `micro_batch` is in samples a rank, `hang_seconds` how long a rank may show no progress, `restarts` how often a run that
+    lost a rank goes on by itself. `zero_stage` is DeepSpeed's; `offload` lets the optimiser's state, or the parameters too,
+    rest in the CPU's memory (`fsdp`, `deepspeed`). `compress_gradients` sends them as bf16 (`ddp`). `accelerate_config` is a
+    file that `accelerate config` wrote.
+    """
+
+    backend: Literal["auto", "single", "dp", "ddp", "fsdp", "deepspeed", "accelerate"] = "auto"
+    ranks: Annotated[int, Field(ge=1)] | None = None
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    compress_gradients: bool = False
+    zero_stage: Literal[1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    accelerate_config: str | None = None
+    restarts: Annotated[int, Field(ge=0)] = 3
+    hang_seconds: Annotated[float, Field(gt=0)] = 300
+
+
 class TrainSettings(Section):
     """The run itself. Nothing about the machine stands here: how a global batch is divided is the plan's business.
 
     `ghost_batch` is the number of samples that share one set of batch statistics (ghost batch normalisation, Hoffer et
     al. 2017, arXiv 1705.08741): a micro-batch is a whole number of them, so ranks and accumulation change nothing.
+
+    `learning_rate` holds for `reference_batch` samples a step (None: for any); another `global_batch` multiplies it by the
+    ratio (`linear`, Goyal et al. 2017, arXiv 1706.02677) or by its root (`sqrt`, for Adam: Malladi et al. 2022, arXiv
+    2205.10287).
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -71,6 +99,8 @@ class TrainSettings(Section):
     global_batch: Annotated[int, Field(ge=1)] = 16
     ghost_batch: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate_rule: Literal["none", "linear", "sqrt"] = "none"
+    reference_batch: Annotated[int, Field(ge=1)] | None = None
     final_learning_rate: Share = 0.01
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -78,12 +108,23 @@ class TrainSettings(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.global_batch % self.ghost_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of ghost_batch {self.ghost_batch}")
+        if self.learning_rate_rule != "none" and self.reference_batch is None:
+            raise ValueError("learning_rate_rule needs reference_batch: the global batch that learning_rate was found with")
         return self
+
+    def for_global_batch(self) -> Self:
+        """These settings with the learning rate that the rule gives for the global batch."""
+        if self.learning_rate_rule == "none" or self.reference_batch is None:
+            return self
+        ratio = self.global_batch / self.reference_batch
+        factor = ratio if self.learning_rate_rule == "linear" else ratio**0.5
+        return self.model_copy(update={"learning_rate": self.learning_rate * factor, "learning_rate_rule": "none"})
 
 
 class EvaluateSettings(Section):
@@ -121,6 +162,7 @@ class Settings(Section):
 
     download: DownloadSettings = DownloadSettings()
     parse: ParseSettings = ParseSettings()
+    plan: PlanSettings = PlanSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()

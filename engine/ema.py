@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+
+from engine.backends.single import Single
+from engine.parts import Part, put
 
 
 class Average:
-    """Averages every float tensor of a module's state; the decay grows to its full value over the first steps.
+    """Averages this rank's pieces of the weights; the decay grows to its full value over the first steps.
 
-    With a decay of 0 the average is the weights themselves.
+    With a decay of 0 the average is the living weights themselves, and costs nothing.
     """
 
-    def __init__(self, objective: nn.Module, *, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Part], *, decay: float) -> None:
         self.decay, self.num_updates = decay, 0
-        self._live = dict(objective.state_dict())
-        self.tensors = {name: value.detach().clone() for name, value in self._live.items()}
+        self._live = dict(weights)
+        self.parts = {name: part.like(part.piece.clone()) for name, part in weights.items()} if decay else self._live
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are after a step."""
         self.num_updates += 1
-        decay = min(self.decay, self.num_updates / (self.num_updates + 9)) if self.decay else 0.0
-        moving = [name for name, value in self.tensors.items() if value.is_floating_point()]
-        averages, live = ([tensors[name] for name in moving] for tensors in (self.tensors, self._live))
+        if not self.decay:
+            return
+        decay = min(self.decay, self.num_updates / (self.num_updates + 9))
+        moving = [name for name, part in self.parts.items() if part.piece.is_floating_point()]
+        averages, live = ([parts[name].piece for name in moving] for parts in (self.parts, self._live))
         torch._foreach_lerp_(averages, live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for name, value in self.tensors.items():
-            if not value.is_floating_point():
-                value.copy_(self._live[name])
+        for name, part in self.parts.items():
+            if not part.piece.is_floating_point():
+                part.piece.copy_(self._live[name].piece)
 
-    def state(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "tensors": self.tensors}
+    def state(self, backend: Single) -> dict[str, Any]:
+        """Whole tensors, to be loaded anywhere; without any where they are the weights."""
+        return {"num_updates": self.num_updates, "tensors": backend.whole(self.parts) if self.decay else {}}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         self.num_updates = state["num_updates"]
-        for name, value in state["tensors"].items():
-            self.tensors[name].copy_(value)
+        if self.decay:
+            put(self.parts, state["tensors"], what="the checkpoint's average")

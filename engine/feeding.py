@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from contracts.plan import Plan
 from contracts.workload import Dataset
+from engine.beacon import reading, start_worker
 from engine.randomness import generator
 from engine.stream import Sample, Stream
 
@@ -23,9 +25,14 @@ class _Keyed(TorchDataset[Any]):
     dataset: Dataset
     seed: int
 
-    def __getitem__(self, sample: Sample) -> Any:
+    def __getitem__(self, sample: Sample) -> tuple[Sample, Any]:
         rng = generator(self.seed, "sample", sample.epoch, sample.index)
-        return self.dataset.item(sample.index, rng, progress=sample.progress)
+        with reading(f"record {sample.index}, epoch {sample.epoch}"):
+            return sample, self.dataset.item(sample.index, rng, progress=sample.progress)
+
+    def collate(self, items: Sequence[tuple[Sample, Any]]) -> tuple[list[Sample], dict[str, Any]]:
+        samples, examples = zip(*items, strict=True)
+        return list(samples), self.dataset.collate(examples)
 
 
 class _Share(Sampler[list[Sample]]):
@@ -42,20 +49,34 @@ class _Share(Sampler[list[Sample]]):
         return (self.stream.num_steps - self.first_step) * self.plan.accumulation
 
 
-def feed(dataset: Dataset, stream: Stream, plan: Plan, *, rank: int, first_step: int) -> Iterator[dict[str, Any]]:
-    """This rank's micro-batches in order, from `first_step` to the end of the run, on the CPU."""
+def feed(
+    dataset: Dataset, stream: Stream, plan: Plan, *, rank: int, first_step: int, beacons: Path
+) -> Iterator[tuple[list[Sample], dict[str, Any]]]:
+    """This rank's micro-batches in order, from `first_step` to the end of the run, on the CPU, each with its samples.
+
+    Loader processes say in the folder `beacons` what they are doing.
+    """
+    keyed = _Keyed(dataset, stream.seed)
     loader = DataLoader(
-        _Keyed(dataset, stream.seed),
+        keyed,
         batch_sampler=_Share(stream, plan, rank=rank, first_step=first_step),
-        collate_fn=dataset.collate,
+        collate_fn=keyed.collate,
         num_workers=plan.workers,
         prefetch_factor=plan.prefetch if plan.workers else None,
         pin_memory=plan.device == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_Worker(beacons, rank),
         multiprocessing_context="spawn" if plan.workers else None,
     )
     return iter(loader)
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+@dataclass(frozen=True)
+class _Worker:
+    """What a loader process does first."""
+
+    beacons: Path
+    rank: int
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        start_worker(self.beacons, self.rank, worker)

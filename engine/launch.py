@@ -1,53 +1,125 @@
-"""Starts the ranks of a run, passes on what they say, and turns their end into a result or an error."""
+"""Starts the ranks of a run, passes on what they say, and turns their end into a result or an error.
+
+A run that lost a rank goes on from its last checkpoint; one whose memory ran out goes on with smaller micro-batches; one
+that stands still is ended, and the guilty rank named.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from contracts.errors import SlipwayError
+import psutil
+
+from contracts.errors import Hung, Interrupted, SlipwayError
 from contracts.files import read_json
 from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT
-from engine.worker import INTERRUPTED
+from engine.hang import Watch
+from engine.planning import smaller
+from engine.sinks import Follower, sinks_for
+
+POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
+# A rank that is killed leaves the others this long to say so themselves.
+GRACE_SECONDS = 10.0
+ALONE = ("single", "dp")
 
 
 def launch(spec: RunSpec) -> RunResult:
     """Train as `spec` says, in processes of their own, and give what they report.
 
     Raises:
-        SlipwayError: with the first rank's own words when training failed or was interrupted.
+        Interrupted: when the run was asked to stop; it is saved, and the same call goes on.
+        Hung: when a rank stood still for longer than the plan allows; the text says which, where and what the others did.
+        SlipwayError: with the first rank's own words when training failed.
     """
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
-    for stale in output.glob("error-*.json"):
-        stale.unlink()
-    (output / "result.json").unlink(missing_ok=True)
+    name = f"{spec.workload}-{output.name}"
+    with Follower(output / "metrics.jsonl", sinks_for(name, spec.settings, output)):
+        return _launch(spec, output)
+
+
+def _launch(spec: RunSpec, output: Path) -> RunResult:
+    losses = 0
+    while True:
+        ended = _run(spec, output)
+        if ended.result is not None:
+            return ended.result
+        cause = ended.cause
+        if cause == "interrupted":
+            raise Interrupted(
+                "training was interrupted; what it had learnt is saved, and the same command goes on from there"
+            )
+        if cause == "OutOfMemory" and (plan := smaller(spec.plan, ghost_batch=spec.settings["train"]["ghost_batch"])):
+            spec = replace(spec, plan=plan)
+            print(f"{ended.story}: going on from the last checkpoint with micro-batches of {plan.micro_batch}", flush=True)
+            continue
+        if cause != "lost" or losses == spec.plan.restarts:
+            again = f", for the {losses + 1}th time" if losses > 1 else ""
+            raise SlipwayError(ended.story + again)
+        losses += 1
+        print(f"{ended.story}: going on from the last checkpoint (start {losses} of {spec.plan.restarts} more)", flush=True)
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a start of the ranks ended: with a result, or for a cause ("interrupted", "lost", or an error's kind) with its story."""
+
+    result: RunResult | None = None
+    cause: str = ""
+    story: str = ""
+
+
+def _run(spec: RunSpec, output: Path) -> _End:
+    for stale in (*output.glob("error-*.json"), output / "result.json", output / "interrupted.json"):
+        stale.unlink(missing_ok=True)
     spec.write(output / "spec.json")
+    watch = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.hang_seconds)
     process = subprocess.Popen(command(spec.plan, output / "spec.json"), env=environment(spec.plan))
     asked: list[int] = []
-    handler = _passing_on(process, asked)
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = process.wait()
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    with _signals(_passing_on(process, asked)):
+        try:
+            status = _wait(process, watch)
+        finally:
+            end(process)
     if (output / "result.json").exists():
-        return RunResult.read(output / "result.json")
-    raise SlipwayError(_explained(output, status, interrupted=bool(asked)))
+        return _End(RunResult.read(output / "result.json"))
+    if asked or (output / "interrupted.json").exists():
+        return _End(cause="interrupted")
+    return _failure(spec, output, status)
+
+
+def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
+    """The exit status of the ranks.
+
+    Raises:
+        Hung: when one of them stands still.
+    """
+    looked = time.monotonic()
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - looked > LOOK_SECONDS:
+            looked = time.monotonic()
+            if diagnosis := watch.look():
+                raise Hung(diagnosis.text())
+    return process.returncode
 
 
 def command(plan: Plan, spec: Path) -> list[str]:
     """The command line that runs every rank of a plan on this machine."""
     worker = ["-m", "engine.worker", str(spec)]
-    if plan.ranks == 1:
+    if plan.backend in ALONE:
         return [sys.executable, *worker]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.ranks}", "--monitor-interval=0.1"]
     return [sys.executable, *torchrun, *worker]
@@ -68,6 +140,28 @@ def environment(plan: Plan) -> dict[str, str]:
     }
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Let nothing of a start live on: the ranks and their loaders die with the process that was started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+        for one in (process, *below):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(below, timeout=GRACE_SECONDS)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Any:
+    """SIGTERM and SIGINT go to `handler` inside."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def _passing_on(process: subprocess.Popen[bytes], asked: list[int]) -> Callable[[int, FrameType | None], None]:
     """A signal handler that tells the ranks, which agree on a step, save and end; `asked` collects the signals."""
 
@@ -79,15 +173,19 @@ def _passing_on(process: subprocess.Popen[bytes], asked: list[int]) -> Callable[
     return handle
 
 
-def _explained(output: Path, status: int, *, interrupted: bool) -> str:
+def _failure(spec: RunSpec, output: Path, status: int) -> _End:
     """Why there is no result, in the words of the rank that failed first."""
     errors = sorted((read_json(path) for path in output.glob("error-*.json")), key=lambda error: error["time"])
-    if errors:
-        first = errors[0]
-        what = first["message"] if first["kind"] == "SlipwayError" else f"{first['kind']}: {first['message']}"
-        return f"training failed on rank {first['rank']}: {what}"
-    if interrupted or status == INTERRUPTED:
-        return "training was interrupted; what it had learnt is saved, and the same command goes on from there"
-    return (
-        f"training ended with status {status} and no report: a rank was killed (out of memory?); the last checkpoint is kept"
+    own = [error for error in errors if error["kind"] != "LostRank"]
+    if own:
+        first = own[0]
+        known = first["kind"] in ("SlipwayError", "OutOfMemory")
+        what = first["message"] if known else f"{first['kind']}: {first['message']}"
+        return _End(cause=first["kind"], story=f"training failed on rank {first['rank']}: {what}")
+    silent = sorted(set(range(spec.plan.ranks)) - {error["rank"] for error in errors})
+    names = (
+        "the ranks" if not silent else f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
     )
+    story = f"{names} ended without a word (status {status}): killed, perhaps for want of memory"
+    started = any((output / "beacons").glob("rank-*.beacon"))
+    return _End(cause="lost" if started else "never started", story=story)

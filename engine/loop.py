@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from contracts.errors import SlipwayError
+from contracts.errors import Interrupted, SlipwayError
 from contracts.files import replace_when_complete
 from contracts.progress import Progress
 from contracts.records import Records
 from contracts.run import RunResult, RunSpec
 from contracts.settings import Settings, TrainSettings, validate
 from contracts.workload import Workload, load
+from engine import telemetry
 from engine.backends import make
 from engine.backends.single import Single
+from engine.beacon import WAITING_FOR_DATA, collective, mark
 from engine.checkpoint import Checkpoints
 from engine.ema import Average
 from engine.feeding import feed
+from engine.memory import is_out_of_memory, is_tight, release
 from engine.normalization import GhostStatistics
+from engine.planning import smaller
 from engine.randomness import key
 from engine.schedule import learning_rate_factor
 from engine.stream import Stream
@@ -33,10 +37,12 @@ from engine.tracking import Journal
 from engine.validation import Validator
 
 ROWS_PER_RUN = 200
+# Steps after a start in which gradients meet only once all ranks have said that their memory sufficed.
+CAREFUL_STEPS = 5
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
+class OutOfMemory(SlipwayError):
+    """Memory ran out where the ranks could not agree on a smaller micro-batch: the launcher starts them again with one."""
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Standing:
     epochs_without_gain: int = 0
     stopped_early: bool = False
     seconds: float = 0.0
+    stalled: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
 
@@ -60,14 +67,17 @@ class Loop:
     def __init__(self, spec: RunSpec) -> None:
         self.spec, self.plan = spec, spec.plan
         self.workload: Workload = load(spec.workload)
-        self.settings: Settings = validate(self.workload.Settings, spec.settings, where=spec.workload)
-        self.train: TrainSettings = self.settings.train
+        settings: Settings = validate(self.workload.Settings, spec.settings, where=spec.workload)
+        self.train: TrainSettings = settings.train.for_global_batch()
+        self.settings = settings.model_copy(update={"train": self.train})
         self.output = Path(spec.output)
         self.backend: Single = make(spec.plan)
         records = Records.open(Path(spec.records), root=Path(spec.root))
         self.records = records.split("train")
         self.stream = Stream(len(self.records), self.train.global_batch, self.train.epochs, self.train.seed)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", fingerprint=spec.fingerprint)
+        self.checkpoints = Checkpoints(
+            self.output / "checkpoints", fingerprint=spec.fingerprint, keep=self.train.keep_checkpoints
+        )
         self._build(records.split("val"))
 
     def _build(self, val: Records) -> None:
@@ -79,7 +89,7 @@ class Loop:
         objective.to(self.backend.device)
         self.statistics = GhostStatistics(objective, ghost_batch=self.train.ghost_batch, num_ghosts=ghosts)
         self.backend.prepare(objective, lambda module: self.workload.optimizer(module, self.settings), self.train.clip_norm)
-        self.average = Average(objective, decay=self.train.ema_decay)
+        self.average = Average(self.backend.weights(), decay=self.train.ema_decay)
         self.standing = Standing()
 
     def run(self) -> RunResult | None:
@@ -93,40 +103,106 @@ class Loop:
         self.journal = Journal(self.output / "metrics.jsonl", resumed_at=resumed_at) if self.backend.rank == 0 else None
         self._stop = _StopRequest()
         started, self._saved_at = time.monotonic() - self.standing.seconds, time.monotonic()
-        dataset = self.workload.dataset(self.records, self.settings, self.spec.facts, training=True)
-        batches = feed(dataset, self.stream, self.plan, rank=self.backend.rank, first_step=resumed_at)
+        self._open_feed()
         with Progress("training", self.stream.num_steps, unit=" steps", quiet=self.backend.rank != 0) as progress:
             progress.advance(resumed_at)
             while self.standing.step < self.stream.num_steps and not self.standing.stopped_early:
-                stop = self._step(batches)
+                stop = self._step()
                 self.standing.seconds = time.monotonic() - started
                 self._after_step(stop)
                 progress.advance(note=f"loss {self._last_loss:.3f}{self._shown_metric()}")
         return self._finish(resumed_at)
 
-    def _step(self, batches: Iterator[dict[str, Any]]) -> bool:
+    def _open_feed(self) -> None:
+        """This rank's micro-batches from the present step on, as the plan now cuts them."""
+        dataset = self.workload.dataset(self.records, self.settings, self.spec.facts, training=True)
+        rank, step = self.backend.rank, self.standing.step
+        self._batches = feed(dataset, self.stream, self.plan, rank=rank, first_step=step, beacons=self.output / "beacons")
+        self._careful_until = step + CAREFUL_STEPS
+
+    def _step(self) -> bool:
         """One optimiser step, its wait for data included; tells whether any rank was asked to stop."""
-        self._step_started = time.monotonic()
-        step = self.standing.step
-        backend, count = self.backend, self.plan.accumulation
-        totals: dict[str, torch.Tensor] = {}
-        for micro in range(count):
-            batch = _moved(next(batches), backend.device)
-            torch.manual_seed(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))
-            with backend.accumulate(last=micro == count - 1):
-                with backend.autocast():
-                    output = backend.forward(batch)
-                weight = output.pop("weight", torch.ones(())).to(backend.device)
-                backend.backward(output["loss"] * weight)
-            for name, value in {**output, "weight": torch.ones(())}.items():
-                totals[name] = totals.get(name, torch.zeros((), device=backend.device)) + value.detach() * weight
+        self._step_started, self._waited = time.monotonic(), 0.0
+        while (totals := self._gradients()) is None:
+            self._divide_further()
         names = list(totals)
-        stop = torch.tensor(float(self._stop.asked), device=backend.device)
-        *sums, stopping = backend.sum(torch.stack([*(totals[name].float() for name in names), stop])).tolist()
+        flags = [float(self._stop.asked), float(is_tight(self.backend.device))]
+        numbers = torch.stack([totals[name].float() for name in names])
+        *sums, stopping, tight = self.backend.sum(torch.cat([numbers, numbers.new_tensor(flags)])).tolist()
+        if tight:
+            self._careful_until = self.standing.step + 1 + CAREFUL_STEPS
         values = dict(zip(names, sums, strict=True))
         weight = values.pop("weight")
         self._learn({name: value / weight for name, value in values.items()}, scale=1 / weight)
         return stopping > 0
+
+    def _gradients(self) -> dict[str, torch.Tensor] | None:
+        """The gradients of one global batch, and the sums of its losses; None where memory ran out on any rank."""
+        backend, count = self.backend, self.plan.accumulation
+        careful = backend.divides and (backend.device.type == "cpu" or self.standing.step < self._careful_until)
+        totals: dict[str, torch.Tensor] = {}
+        failed = False
+        for micro in range(count):
+            meet = micro == count - 1 and not careful
+            try:
+                self._micro_batch(micro, totals, meet=meet)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not careful:
+                    raise OutOfMemory(f"memory ran out in step {self.standing.step}: {error}") from error
+                failed = True
+                break
+        if careful:
+            if backend.any(failed):
+                return None
+            backend.reduce()
+        return totals
+
+    def _micro_batch(self, micro: int, totals: dict[str, torch.Tensor], *, meet: bool) -> None:
+        """The forward and backward of one micro-batch; its losses are added to `totals`."""
+        backend, step = self.backend, self.standing.step
+        began = time.monotonic()
+        mark(WAITING_FOR_DATA, step=step, keys=[])
+        samples, batch = next(self._batches)
+        self._waited += time.monotonic() - began
+        batch = _moved(batch, backend.device)
+        torch.manual_seed(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))
+        with backend.accumulate(meet=meet):
+            mark("forward", keys=[self.records.key(sample.index) for sample in samples])
+            with self._meeting("forward", meet=meet), backend.autocast():
+                output = backend.forward(batch)
+            weight = output.pop("weight", torch.ones(())).to(backend.device)
+            mark("backward")
+            with self._meeting("backward", meet=meet):
+                backend.backward(output["loss"] * weight)
+        for name, value in {**output, "weight": torch.ones(())}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=backend.device)) + value.detach() * weight
+
+    def _meeting(self, phase: str, *, meet: bool) -> AbstractContextManager[None]:
+        """Round a phase in which this backend's ranks wait for each other."""
+        return collective(f"exchange in the {phase}") if self.backend.meets_in(phase, meet=meet) else nullcontext()
+
+    def _divide_further(self) -> None:
+        """Go on with smaller micro-batches, all ranks alike; the step begins anew."""
+        plan = smaller(self.plan, ghost_batch=self.train.ghost_batch)
+        if plan is None:
+            raise SlipwayError(
+                f"memory ran out in step {self.standing.step} with a single ghost batch of {self.train.ghost_batch} samples a rank: lower "
+                "train.ghost_batch, make the samples smaller, or set plan.activation_checkpointing"
+            )
+        if self.backend.rank == 0:
+            print(
+                f"memory ran out in step {self.standing.step}: going on with micro-batches of {plan.micro_batch} instead of "
+                f"{self.plan.micro_batch}; the global batch stays {plan.global_batch}",
+                flush=True,
+            )
+            plan.write(self.output / "plan.json")
+        self.plan = plan
+        self.backend.forget()
+        self.statistics.forget()
+        release(self.backend.device)
+        self._open_feed()
 
     def _learn(self, losses: dict[str, float], *, scale: float) -> None:
         """Move the weights, their average and the batch statistics, all by what the whole global batch said."""
@@ -141,11 +217,14 @@ class Loop:
         rate = learning_rate_factor(
             step, num_steps=self.stream.num_steps, warmup_steps=warmup, final=self.train.final_learning_rate
         )
-        norm = self.backend.step(rate=rate, scale=scale)
+        mark("optimizer")
+        with self._meeting("optimizer", meet=True):
+            norm = self.backend.step(rate=rate, scale=scale)
         self.statistics.update(self.backend.mean)
         self.average.update()
         self._last_loss = losses["loss"]
-        took = {"gradient_norm": norm, "step_seconds": time.monotonic() - self._step_started}
+        seconds = time.monotonic() - self._step_started
+        took = {"gradient_norm": norm, "step_seconds": seconds, "data_wait_share": self._waited / seconds}
         for name, value in {**losses, **took}.items():
             self.standing.sums[name] = self.standing.sums.get(name, 0.0) + value
         self.standing.summed += 1
@@ -164,6 +243,7 @@ class Loop:
                 learning_rate=self.train.learning_rate * rate,
                 samples_per_second=round(self.train.global_batch / means["step_seconds"], 2),
                 **means,
+                **telemetry.sample(self.backend.device, num_devices=self.backend.ranks * self.plan.replicas),
             )
         standing.sums, standing.summed = {}, 0
 
@@ -182,7 +262,7 @@ class Loop:
     def _validate(self) -> None:
         """Score the averaged weights; keep them where they are the best so far."""
         standing, metric = self.standing, self.workload.metric
-        metrics = self.validator.score(self.average.tensors, self.backend)
+        metrics = self.validator.score(self.backend.whole(self.average.parts), self.backend)
         epoch = round(self.stream.epoch_after(standing.step))
         value = metrics[metric.name]
         better = standing.best is None or metric.gain(value, standing.best) > 0
@@ -190,7 +270,7 @@ class Loop:
             standing.best, standing.best_epoch, standing.best_metrics = value, epoch, metrics
             standing.epochs_without_gain = 0
             if self.backend.rank == 0:
-                save_weights(self.average.tensors, self.output / "best.safetensors")
+                save_weights(self.validator.complete(), self.output / "best.safetensors")
         else:
             standing.epochs_without_gain += 1
         standing.stopped_early = bool(self.train.patience) and standing.epochs_without_gain >= self.train.patience
@@ -200,9 +280,11 @@ class Loop:
     def _save(self) -> None:
         """Hand a complete state to the writer (rank 0)."""
         self._saved_at = time.monotonic()
-        state = {**self.backend.state(), "average": self.average.state(), "standing": vars(self.standing)}
+        mark("saving")
+        state = {**self.backend.state(), "average": self.average.state(self.backend), "standing": vars(self.standing)}
         if self.backend.rank == 0:
             self.checkpoints.save(self.standing.step, state)
+            self.standing.stalled += time.monotonic() - self._saved_at
 
     def _resume(self) -> int:
         """Go on from the newest checkpoint; gives the step that comes next."""
@@ -210,8 +292,11 @@ class Loop:
         if found is None:
             return 0
         step, state = found
-        self.backend.load_state(state)
-        self.average.load_state(state["average"])
+        try:
+            self.backend.load_state(state)
+            self.average.load_state(state["average"])
+        except ValueError as error:
+            raise SlipwayError(f"{self.checkpoints.folder}: {error}; it is of another model, remove the folder") from None
         self.standing = Standing(**state["standing"])
         if self.backend.rank == 0:
             print(f"going on from step {step} of {self.stream.num_steps}", flush=True)
@@ -231,6 +316,7 @@ class Loop:
             samples_per_second=standing.step * self.train.global_batch / max(standing.seconds, 1e-9),
             resumed_from=resumed_at,
             stopped_early=standing.stopped_early,
+            extra={"micro_batch": self.plan.micro_batch, "checkpoint_seconds": standing.stalled},
         )
 
     def _shown_metric(self) -> str:

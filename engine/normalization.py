@@ -5,7 +5,8 @@ Source: Hoffer et al. 2017, "Train longer, generalize better", arXiv 1705.08741,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ from torch.nn import functional
 from contracts.errors import SlipwayError
 
 Mean = Callable[[torch.Tensor], torch.Tensor]
+_paused = False
+
+
+@contextmanager
+def statistics_paused() -> Iterator[None]:
+    """Inside, layers normalise as in training but note no statistics: the same batch passes a second time."""
+    global _paused
+    before, _paused = _paused, True
+    try:
+        yield
+    finally:
+        _paused = before
 
 
 class _Ghost:
@@ -34,15 +47,15 @@ class _Ghost:
 
     def _normalized(self, part: torch.Tensor) -> torch.Tensor:
         # A momentum of 1/n makes torch's running statistics the plain mean over the n ghost batches so far.
-        self.num_ghosts += 1
+        self.num_ghosts += not _paused
         return functional.batch_norm(
             part,
-            self.ghost_mean,
-            self.ghost_variance,
+            None if _paused else self.ghost_mean,
+            None if _paused else self.ghost_variance,
             self.weight,  # pyright: ignore[reportAttributeAccessIssue]
             self.bias,  # pyright: ignore[reportAttributeAccessIssue]
             training=True,
-            momentum=1 / self.num_ghosts,
+            momentum=1 / max(1, self.num_ghosts),
             eps=self.eps,  # pyright: ignore[reportAttributeAccessIssue]
         )
 
@@ -96,5 +109,27 @@ class GhostStatistics:
         for target, value, momentum in zip(running, together, momenta, strict=True):
             target.lerp_(value, 1 - (1 - momentum) ** self.num_ghosts)
         for layer in self.layers:
-            layer.num_ghosts = 0
             layer.num_batches_tracked += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what the step has seen so far."""
+        for layer in self.layers:
+            layer.num_ghosts = 0
+
+
+def fold(objective: nn.Module, replicas: Sequence[nn.Module]) -> None:
+    """Take the batch statistics that copies of `objective` have seen in this step into its own."""
+    for layer, *others in zip(*([*one.modules()] for one in (objective, *replicas)), strict=True):
+        if isinstance(layer, _Ghost):
+            _fold_layer(layer, [other for other in others if isinstance(other, _Ghost)])
+
+
+def _fold_layer(layer: _Ghost, others: Sequence[_Ghost]) -> None:
+    for other in others:
+        layer.num_ghosts += other.num_ghosts
+        if other.num_ghosts:
+            share = other.num_ghosts / layer.num_ghosts
+            layer.ghost_mean.lerp_(other.ghost_mean.to(layer.ghost_mean.device), share)
+            layer.ghost_variance.lerp_(other.ghost_variance.to(layer.ghost_mean.device), share)
+        other.num_ghosts = 0

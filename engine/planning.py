@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from contracts.errors import SlipwayError
@@ -49,6 +50,15 @@ def process_group(device: Literal["cuda", "cpu"], platform: str) -> Literal["ncc
 def largest_divisor(number: int, *, at_most: int) -> int:
     """The largest divisor of `number` that is not above `at_most` (1 at least)."""
     return next(one for one in range(max(1, min(at_most, number)), 0, -1) if number % one == 0)
+
+
+def smaller(plan: Plan, *, ghost_batch: int) -> Plan | None:
+    """The same global batch in smaller micro-batches: half of each, or the nearest that divides; None where it is one ghost batch."""
+    ghosts = plan.micro_batch // ghost_batch
+    if ghosts <= 1:
+        return None
+    fewer = largest_divisor(ghosts * plan.accumulation, at_most=ghosts // 2)
+    return replace(plan, micro_batch=fewer * ghost_batch, accumulation=ghosts * plan.accumulation // fewer)
 
 
 def _on_gpus(hardware: Hardware, settings: TrainSettings, example_bytes: int | None) -> Plan:

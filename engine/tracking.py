@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,21 @@ def write_curves(journal: Path, target: Path) -> None:
     for line in read_journal(journal):
         rows.setdefault(line["step"], {}).update(line)
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    _write_table(target, columns, [rows[step] for step in sorted(rows)])
+
+
+def write_validation(journal: Path, target: Path, *, metric: str) -> None:
+    """The workload's metric as a table with a row a validation, for `dvc plots`.
+
+    curves.csv holds it too, but a line through mostly empty cells is no line. `dvc plots` draws the last column where it is told
+    none, and names the axis after it, so that dvc.yaml need not know what a workload's metric is called.
+    """
+    rows = [line for line in read_journal(journal) if metric in line]
+    _write_table(target, ["step", "epoch", metric], rows)
+
+
+def _write_table(target: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     with replace_when_complete(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns, restval="")
+        table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         table.writeheader()
-        table.writerows(_sorted(rows))
-
-
-def _sorted(rows: Mapping[int, dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    return (rows[step] for step in sorted(rows))
+        table.writerows(rows)

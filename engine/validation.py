@@ -13,6 +13,8 @@ from contracts.records import Records
 from contracts.settings import Settings
 from contracts.workload import Facts, Scores, Workload
 from engine.backends.single import Single
+from engine.beacon import mark
+from engine.parts import load_weights
 from engine.torch_runtime import torch_run
 
 
@@ -24,14 +26,22 @@ class Validator:
         self.objective = copy.deepcopy(objective).eval().requires_grad_(False)
 
     def score(self, tensors: Mapping[str, torch.Tensor], backend: Single) -> dict[str, float]:
-        """The metrics of these weights (a state dict of the objective), the same on every rank."""
-        self.objective.load_state_dict(tensors)
+        """The metrics of these weights (of all that trains), the same on every rank."""
+        mark("validating", keys=[])
+        load_weights(self.objective, tensors)
         run = torch_run(self.workload.graphs(self.objective, self.settings, self.facts), backend.device)
         share = self.records.take(range(backend.rank, len(self.records), backend.ranks))
-        measures = list(self.workload.measure(run, share, self.settings, self.facts))
+        measures = []
+        for count, measure in enumerate(self.workload.measure(run, share, self.settings, self.facts), 1):
+            mark("validating", keys=[f"record {count} of {len(share)}"])
+            measures.append(measure)
         gathered = backend.gather(measures)
         scores = self.workload.score(_interleaved(gathered), self.settings, self.facts) if gathered else Scores({})
         return backend.broadcast(dict(scores.metrics))
+
+    def complete(self) -> dict[str, torch.Tensor]:
+        """Everything of the weights that were scored last, frozen ones too."""
+        return self.objective.state_dict()
 
 
 def _interleaved(shares: list[list[Any]]) -> list[Any]:

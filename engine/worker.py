@@ -9,46 +9,59 @@ import time
 import traceback
 from pathlib import Path
 
+from contracts.errors import Interrupted
 from contracts.files import write_json
 from contracts.run import RunSpec
+from engine import beacon
 
-INTERRUPTED = 75  # EX_TEMPFAIL: ask again and it goes on
+LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
 
 
 def main(path: str) -> int:
     """Train as the spec says; gives the exit status. What went wrong goes to error-<rank>.json of the run's folder."""
     _end_with_parents()
     spec = RunSpec.read(Path(path))
-    rank = int(os.environ.get("RANK", "0"))
+    rank, output = int(os.environ.get("RANK", "0")), Path(spec.output)
+    beacon.start(output / "beacons", rank)
     try:
-        return _train(spec)
+        _train(spec)
+    except Interrupted as stop:
+        if rank == 0:
+            write_json(output / "interrupted.json", {"message": str(stop)})
     except BaseException as error:
         text = traceback.format_exc()
         write_json(
-            Path(spec.output) / f"error-{rank}.json",
-            {"rank": rank, "kind": type(error).__name__, "message": str(error), "traceback": text, "time": time.time()},
+            output / f"error-{rank}.json",
+            {"rank": rank, "kind": _kind(error), "message": str(error), "traceback": text, "time": time.time()},
         )
         print(text, file=sys.stderr, flush=True)
         return 1
+    return 0
 
 
-def _train(spec: RunSpec) -> int:
+def _train(spec: RunSpec) -> None:
     import torch
 
-    from engine.loop import Interrupted, Loop
+    from engine.loop import Loop
 
     torch.set_num_threads(spec.plan.threads)
     loop = Loop(spec)
-    try:
-        result = loop.run()
-    except Interrupted as stop:
-        if loop.backend.rank == 0:
-            print(stop, flush=True)
-        return INTERRUPTED
+    result = loop.run()
     if result is not None:
         result.write(Path(spec.output) / "result.json")
-    loop.backend.close()
-    return 0
+    with beacon.collective("leaving the group"):
+        loop.backend.close()
+    beacon.finish()
+
+
+def _kind(error: BaseException) -> str:
+    """The error's class, or LostRank where it only says that another rank is gone."""
+    import torch.distributed as dist
+
+    lost = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+    )
+    return "LostRank" if lost else type(error).__name__
 
 
 def _end_with_parents() -> None:

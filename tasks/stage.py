@@ -15,7 +15,7 @@ def folder(stage: str, workload: str) -> Path:
 
 
 def stage_main(run: Callable[[str], None]) -> None:
-    """Run a stage for the workload named on the command line; a SlipwayError is printed alone and ends with status 1."""
+    """Run a stage for the workload named on the command line; a SlipwayError is printed alone and ends with its status."""
     arguments = sys.argv[1:]
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(
@@ -27,4 +27,4 @@ def stage_main(run: Callable[[str], None]) -> None:
         run(arguments[0])
     except SlipwayError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(error.status) from None

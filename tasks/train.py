@@ -13,7 +13,7 @@ from contracts.files import replace_when_complete
 from contracts.records import Records, read_facts
 from contracts.run import RunResult, RunSpec
 from contracts.settings import Settings
-from contracts.workload import load, settings_of
+from contracts.workload import ROOT, load, settings_of
 from tasks.plan import current_plan
 from tasks.stage import folder, stage_main
 
@@ -47,15 +47,22 @@ def run(workload: str) -> None:
 
 
 def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any]) -> str:
-    """Names a run by what decides its weights: the training settings and the data, not the hardware."""
-    train = settings.train.model_dump(mode="json", exclude={"checkpoint_minutes"})
-    text = json.dumps([workload, train, facts, records.fingerprint], sort_keys=True)
+    """Names a run by what decides its weights: training settings, data and the workload's code, not the hardware."""
+    train = settings.train.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"})
+    text = json.dumps([workload, train, facts, records.fingerprint, code_of(workload)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def code_of(workload: str) -> dict[str, str]:
+    """The hash of each of a workload's source files."""
+    here = ROOT / "workloads" / workload
+    files = sorted(path for path in here.rglob("*.py"))
+    return {path.relative_to(here).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def collect(spec: RunSpec, result: RunResult, *, target: Path) -> None:
     """Put the weights, the newest checkpoint and the curves of a finished run into `target`, all or nothing."""
-    from engine.tracking import write_curves
+    from engine.tracking import write_curves, write_validation
 
     output = Path(spec.output)
     with replace_when_complete(target) as temporary:
@@ -68,6 +75,7 @@ def collect(spec: RunSpec, result: RunResult, *, target: Path) -> None:
         _save_for_the_ecosystem(spec, model)
         shutil.copy2(output / "metrics.jsonl", temporary / "metrics.jsonl")
         write_curves(output / "metrics.jsonl", temporary / "curves.csv")
+        write_validation(output / "metrics.jsonl", temporary / "validation.csv", metric=load(spec.workload).metric.name)
         result.write(temporary / "result.json")
         spec.plan.write(temporary / "plan.json")
 
@@ -84,12 +92,15 @@ def _save_for_the_ecosystem(spec: RunSpec, model: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
+    from engine.parts import load_weights
+
     workload = load(spec.workload)
     settings = workload.Settings.model_validate(spec.settings)
     objective = workload.build(settings, spec.facts, pretrained=False)
-    last = torch.load(model / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)["average"]["tensors"]
+    state = torch.load(model / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)
+    last = state["average"]["tensors"] or state["weights"]
     for name, tensors in {"best": load_file(model / "weights.safetensors"), "last": last}.items():
-        objective.load_state_dict(tensors)
+        load_weights(objective, tensors)
         workload.save(objective, model, settings, spec.facts, name=name)
 
 

@@ -43,17 +43,27 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 @pytest.fixture
 def make_spec(scenes: Scenes, tmp_path: Path) -> Callable[..., Any]:
-    """A short run on the scenes: 32 px, 8 samples a batch, SGD; keywords change settings of `train` or the plan."""
+    """A short run on the scenes: 32 px, 8 samples a batch, SGD; keywords change settings of `train`, `layout` the plan."""
     from contracts.plan import Plan
     from contracts.run import RunSpec
     from contracts.workload import load
 
-    def make(name: str = "run", *, ranks: int = 1, micro_batch: int = 2, fingerprint: str = "one", **train: Any) -> RunSpec:
+    def make(
+        name: str = "run",
+        *,
+        ranks: int = 1,
+        micro_batch: int = 2,
+        fingerprint: str = "one",
+        backend: str | None = None,
+        layout: dict[str, Any] | None = None,
+        **train: Any,
+    ) -> RunSpec:
         sizes = {"image_size": 32, "global_batch": 8, "ghost_batch": 2, "epochs": 2, "warmup_epochs": 0.5}
         rates = {"optimizer": "SGD", "learning_rate": 0.002, "ema_decay": 0.9}
         settings = load("segmentation").Settings.model_validate({"train": {**sizes, **rates, **train}})
         accumulation = settings.train.global_batch // (ranks * micro_batch)
-        plan = Plan("ddp" if ranks > 1 else "single", "cpu", ranks, micro_batch, accumulation, 1, 0, 2, "fp32", {})
+        backend = backend or ("ddp" if ranks > 1 else "single")
+        plan = Plan(backend, "cpu", ranks, micro_batch, accumulation, 1, 0, 2, "fp32", {}, **layout or {})  # pyright: ignore
         folders = {"records": str(scenes.records), "root": str(scenes.raw), "output": str(tmp_path / name)}
         return RunSpec(
             "segmentation", settings.model_dump(mode="json"), scenes.facts, **folders, plan=plan, fingerprint=fingerprint

@@ -7,15 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from contracts.workload import ROOT, load, names
 from engine.normalization import KINDS
-
-PROGRAMS = Path(sys.executable).parent
+from tests.readme import readme_command
 
 
 def _copy_of_the_project(target: Path) -> Path:
@@ -46,10 +44,11 @@ def _said(project: Path, *command: str) -> str:
 @pytest.mark.parametrize("name", names())
 def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(name: str, tmp_path: Path) -> None:
     project = _copy_of_the_project(tmp_path / "project")
-    slipway = [str(PROGRAMS / "slipway")]
-    _said(project, *slipway, "use", name, "small")
+    slipway, *run = readme_command(".venv/bin/slipway run segmentation")
+    run = [name if word == "segmentation" else word for word in run]
+    _said(project, slipway, "use", name, "small")
 
-    first = _said(project, *slipway, "run", name)
+    first = _said(project, slipway, *run)
     assert "published: v1" in first
     comparison = json.loads((project / "data" / "quantize" / name / "comparison.json").read_text())
     assert comparison["passed"]
@@ -57,14 +56,23 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     assert (project / "data" / "report" / name / "report.html").stat().st_size > 10_000
     lock = (project / "dvc.lock").read_bytes()
 
-    second = _said(project, *slipway, "run", name)
+    second = _said(project, slipway, *run)
     assert len(re.findall(r"\bunchanged +\d", second)) == 9
-    assert "up to date" in _said(project, str(PROGRAMS / "dvc"), "repro")
+    assert "up to date" in _said(project, *readme_command(".venv/bin/dvc repro"))
     assert (project / "dvc.lock").read_bytes() == lock
 
-    assert "data/evaluate" in _said(project, str(PROGRAMS / "dvc"), "metrics", "show")
+    assert "data/evaluate" in _said(project, *readme_command(".venv/bin/dvc metrics show"))
+    _said(project, *readme_command(".venv/bin/dvc plots show"))
+    page = (project / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    assert f"Validation of {name}" in page and f'"field": "{load(name).metric.name}"' in page
+    _said(project, *readme_command(".venv/bin/dvc push"))
+    assert any((project / ".slipway" / "remote" / "files").rglob("*"))
+    assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
+
     picture = next((project / "data" / "download" / name / "raw").rglob("*.jpg"))
-    _said(project, *slipway, "predict", str(picture))
+    (project / "my-pictures").mkdir()
+    shutil.copy2(picture, project / "my-pictures")
+    _said(project, *readme_command(".venv/bin/slipway predict my-pictures"))
     assert json.loads((project / "predictions" / "predictions.json").read_text())
 
 
@@ -80,22 +88,6 @@ def test_every_method_of_the_protocol_is_there(name: str) -> None:
 def test_the_settings_have_defaults_that_hold(name: str) -> None:
     settings = load(name).Settings()
     assert settings.train.global_batch % settings.train.ghost_batch == 0
-
-
-def test_every_command_of_the_readme_exists() -> None:
-    """The verbs and deployments that README.md names are those that there are."""
-    from cli.main import VERBS
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    verbs = set(re.findall(r"\.venv/bin/slipway (\w+)", text))
-    assert verbs
-    assert verbs <= set(VERBS)
-    targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets
-    assert all(f"\n{target}:" in makefile for target in targets)
-    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
-        assert (ROOT / path).exists(), path
 
 
 def test_ghost_layers_exist_for_every_batch_norm_of_torch() -> None:

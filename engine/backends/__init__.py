@@ -7,7 +7,7 @@ import importlib
 from contracts.plan import Plan
 from engine.backends.single import Single
 
-NAMES = ("single", "ddp")
+NAMES = ("single", "dp", "ddp", "fsdp", "deepspeed", "accelerate")
 
 
 def make(plan: Plan) -> Single:

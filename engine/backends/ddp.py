@@ -12,13 +12,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from contracts.plan import Plan
 from engine.backends.single import Single
+from engine.beacon import collective
 from engine.planning import process_group
 
-TIMEOUT = datetime.timedelta(minutes=10)
+# Longer than a hang may last before the launcher ends the run and says which rank is guilty.
+TIMEOUT_FACTOR = 2
 # Newer versions of torch have another name for the option.
 BUFFERS = next(
     name
@@ -34,29 +37,53 @@ class Ddp(Single):
         local = int(os.environ["LOCAL_RANK"])
         if plan.device == "cuda":
             torch.cuda.set_device(local)
-        dist.init_process_group(process_group(plan.device, platform.system()), timeout=TIMEOUT)
+        self.join(plan)
         super().__init__(plan)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if plan.device == "cuda":
             self.device = torch.device("cuda", local)
 
-    def wrap(self, objective: nn.Module) -> nn.Module:
+    def join(self, plan: Plan) -> None:
+        """Enter the process group."""
+        timeout = datetime.timedelta(seconds=plan.hang_seconds * TIMEOUT_FACTOR)
+        dist.init_process_group(process_group(plan.device, platform.system()), timeout=timeout)
+
+    def wrap(self, objective: nn.Module) -> Any:
         # Buffers are kept equal by GhostStatistics; broadcasting them too would be work for nothing.
         options: dict[str, Any] = {BUFFERS: False, "gradient_as_bucket_view": True}
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(objective, device_ids=devices, **options)
+        wrapped = DistributedDataParallel(objective.to(self.device), device_ids=devices, **options)
+        if self.plan.compress_gradients:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
-    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        assert isinstance(self.forward, DistributedDataParallel)
-        return nullcontext() if last else self.forward.no_sync()
+    def accumulate(self, *, meet: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if meet else self.forward.no_sync()
 
-    def step(self, *, rate: float, scale: float) -> float:
-        # DDP has averaged the gradients over the ranks; the sum is what `scale` speaks of.
-        return super().step(rate=rate, scale=scale * self.ranks)
+    def meets_in(self, phase: str, *, meet: bool) -> bool:
+        return phase == "backward" and meet
+
+    def reduce(self) -> None:
+        """All gradients in one all-reduce, averaged; one that only some ranks have counts as zero elsewhere."""
+        trained = [value for value in self.parameters if value.requires_grad]
+        for value in trained:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+        gradients = [value.grad for value in trained if value.grad is not None]
+        flat = torch.cat([value.reshape(-1) for value in gradients])
+        sent = flat.bfloat16() if self.plan.compress_gradients else flat
+        with collective("all-reduce of gradients"):
+            dist.all_reduce(sent)
+        flat = sent.to(flat.dtype).div_(self.ranks)
+        pieces = flat.split([value.numel() for value in gradients])
+        torch._foreach_copy_(gradients, [piece.view_as(value) for piece, value in zip(pieces, gradients, strict=True)])  # pyright: ignore[reportPrivateImportUsage]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         total = values.to(self.device)
-        dist.all_reduce(total)
+        with collective("all-reduce of losses and statistics"):
+            dist.all_reduce(total)
+            if total.is_cuda:  # the wait itself, so that it is seen where it is
+                torch.cuda.current_stream().synchronize()
         return total
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -64,12 +91,14 @@ class Ddp(Single):
 
     def gather(self, value: Any) -> list[Any] | None:
         gathered: list[Any] | None = [None] * self.ranks if self.rank == 0 else None
-        dist.gather_object(value, gathered)
+        with collective("gather of results"):
+            dist.gather_object(value, gathered)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with collective("broadcast from rank 0"):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from cli.doctor import Finding, guarded, probe, told, unreachable, writable
 from contracts.plan import Device, Hardware
 from engine import selftest
 from engine.selftest import DONE, JOIN, PRECISION, REDUCE, STATISTICS, Outcome, explain
+from tests.readme import ROOT, readme_command
 
 GIB = 1 << 30
 PASSED = {JOIN: "2 in the gloo group", REDUCE: "all_reduce adds up"}
@@ -36,6 +39,16 @@ def test_two_real_ranks_pass_the_selftest() -> None:
     assert outcome.passed[JOIN] == "2 in the gloo group"
     assert "ghost batches agree over 2 ranks" in outcome.passed[STATISTICS]
     assert "bfloat16" in outcome.passed[PRECISION]
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    variables |= {"PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = readme_command(".venv/bin/slipway doctor")
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^\d+ ok, .*in \d+ s$", done.stdout, re.MULTILINE)
 
 
 def test_ranks_that_do_not_start_in_time_are_ended_and_told() -> None:

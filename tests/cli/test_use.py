@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,8 +15,8 @@ from cli.use import presets_of, use
 from contracts.errors import SlipwayError
 from contracts.records import split_of
 from contracts.workload import load, names, settings_of
+from tests.readme import ROOT, readme_command
 
-ROOT = Path(__file__).parents[2]
 PRESETS = [(workload, preset) for workload in names() for preset in presets_of(workload)]
 
 
@@ -51,6 +52,15 @@ def test_the_preset_default_is_the_section_as_shipped(workload: str) -> None:
     shipped = [content(ROOT / "params.yaml")]
     shipped += [yaml.safe_load(committed.stdout)] if committed.returncode == 0 else []
     assert default in [params.get(workload) for params in shipped]
+
+
+def test_the_command_of_the_readme_writes_the_real_preset(params: Path) -> None:
+    command = readme_command(".venv/bin/slipway use segmentation epri")
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=params.parent, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wanted = content(presets_of("segmentation")["epri"])
+    assert {stage: content(params)["segmentation"][stage] for stage in wanted} == wanted
 
 
 def test_there_and_back_again_changes_nothing_to_the_letter(params: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.tiny_project import Served, answers, environment, make_project, python, start, stop, until
+from tests.flows.tiny_project import Served, answers, environment, make_project, run, start, stop, until
+from tests.readme import readme_command
 
 
 @pytest.fixture
@@ -26,16 +27,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    variables = environment(root / "home", PREFECT_API_URL=url)
+    variables = environment(root / "home", PREFECT_API_URL=url, PREFECT_SERVER_API_PORT=str(port))
     folder = make_project(root / "project", variables)
-    server = start(
-        ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], folder, variables, root / "server"
-    )
+    server = start(readme_command(".venv/bin/prefect server start"), folder, variables, root / "server")
     try:
         until(lambda: answers(f"{url}/health"), seconds=240, what=root / "server")
-        python(folder, variables, "-m", "prefect", "--no-prompt", "work-pool", "create", "slipway", "--type", "process")
-        python(folder, variables, "-m", "prefect", "--no-prompt", "deploy", "--all")
-        command = ["-m", "prefect", "worker", "start", "--pool", "slipway", "--type", "process"]
+        run(readme_command(".venv/bin/prefect work-pool create slipway --type process"), folder, variables)
+        run(readme_command(".venv/bin/prefect --no-prompt deploy --all"), folder, variables)
+        command = readme_command(".venv/bin/prefect worker start --pool slipway")
         worker = start(command, folder, {**variables, "PREFECT_WORKER_QUERY_SECONDS": "1"}, root / "worker")
         try:
             yield Served(folder, variables, url)

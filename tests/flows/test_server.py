@@ -23,6 +23,8 @@ from prefect.client.schemas.objects import Artifact, FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.flows.tiny_project import PARAMS, Served, dvc, make_project, python, until
+from tests.flows.tiny_project import run as run_command
+from tests.readme import readme_command
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +80,8 @@ def test_a_deployed_run_shows_its_tasks_logs_and_artifacts_and_a_second_one_does
     served: Served, client: SyncPrefectClient
 ) -> None:
     settings(served, "{steps: 12, seconds: 0.5}")
-    deployment = ["deployment", "run", "train-pipeline/train-pipeline", "-p", 'workload="tiny"']
-    python(served.folder, served.variables, "-m", "prefect", "--no-prompt", *deployment)
+    started = readme_command(".venv/bin/prefect deployment run train-pipeline/train-pipeline")
+    run_command(started, served.folder, served.variables)
     run = client.read_flow_runs()[0].id
     seen: set[object] = set()
 

@@ -160,11 +160,9 @@ def dvc(folder: Path, variables: Mapping[str, str], *arguments: str, status: int
     return run([sys.executable, "-m", "dvc", *arguments], folder, {**variables, "PATH": path}, status=status)
 
 
-def start(arguments: list[str], folder: Path, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], folder: Path, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=variables, stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=output, start_new_session=True)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

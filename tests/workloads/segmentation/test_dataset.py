@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,15 @@ def test_another_seed_or_epoch_gives_another_picture(scenes: Scenes) -> None:
     assert not _same(_item(dataset, 0), _item(dataset, 0, epoch=2))
 
 
-def test_loader_processes_change_nothing(scenes: Scenes) -> None:
+def test_loader_processes_change_nothing(scenes: Scenes, tmp_path: Path) -> None:
     plan = Plan("single", "cpu", 1, 4, 1, 1, 0, 2, "fp32", {})
     dataset = _dataset(scenes, **VARIED)
     stream = Stream(len(dataset), 4, 0.3, seed=7)
-    here, there = (list(feed(dataset, stream, replace(plan, workers=workers), rank=0, first_step=0)) for workers in (0, 1))
+    plans = (replace(plan, workers=workers) for workers in (0, 1))
+    here, there = (list(feed(dataset, stream, one, rank=0, first_step=0, beacons=tmp_path)) for one in plans)
     assert len(here) == len(there) == stream.num_steps > 1
-    for one, other in zip(here, there, strict=True):
+    for (samples, one), (others, other) in zip(here, there, strict=True):
+        assert samples == others
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -17,7 +17,8 @@ from PIL import Image
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, Rejected, write_records
 from workloads.segmentation.labels import facts, ordered, parse, schema
-from workloads.segmentation.labels.geometry import buffered, keyhole, repaired
+from workloads.segmentation.labels.drawn import Shape
+from workloads.segmentation.labels.geometry import buffered, keyhole, polygons_of, repaired
 from workloads.segmentation.labels.listing import Listing
 from workloads.segmentation.labels.pictures import look
 from workloads.segmentation.labels.rle import decoded, outlines
@@ -405,6 +406,32 @@ def test_a_polygon_over_the_edge_is_cut_there() -> None:
 def test_a_polygon_that_crosses_itself_keeps_both_of_its_halves() -> None:
     rings = repaired(np.array([[10.0, 10], [50, 50], [50, 10], [10, 50]]), 100, 80)
     assert sorted(shapely.Polygon(ring).area for ring in rings) == [400, 400]
+
+
+def test_shapes_of_many_images_judged_together_are_as_each_judged_alone() -> None:
+    square = [10, 10, 60.0, 10, 60, 60, 10, 60]
+    shapes = [
+        Shape(1, "pole", [square, [0.1, 0.1, 0.6, 0.1, float("nan"), 0.6]], None),
+        Shape(2, "pole", [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6], [3.0, 0.1, 0.6, 0.1, 0.6, 0.6]], None, unit="shares"),
+        Shape(3, "wire", [[5, 5, 40.0, 50.0], square, [5, 5, 5, 5], [5, 5, 10**400, 5]], None, "line"),
+        Shape(4, "wire", [[0.1, 0.1, 0.5, 0.9]], None, "line", "shares"),
+        Shape(5, "pole", [[10, 10, 10, 10, 10, 10], [5, 5, True, 9, 9, 9], square], None),
+    ]
+    sizes = [(100, 80), (4000, 3000), (50, 55), (64, 64), (30, 90)]
+    polygons, reasons = polygons_of(shapes, sizes, 4)
+    for shape, size, rings, faults in zip(shapes, sizes, polygons, reasons, strict=True):
+        alone = polygons_of([shape], [size], 4)
+        assert [ring.tobytes() for ring in rings] == [ring.tobytes() for ring in alone[0][0]]
+        assert faults == alone[1][0]
+    assert [len(rings) for rings in polygons] == [1, 1, 2, 1, 1]
+    assert [len(faults) for faults in reasons] == [1, 1, 2, 0, 2]
+
+
+def test_a_quick_band_is_the_same_as_one_that_is_looked_at_closely() -> None:
+    points = [20.0, 20, 50, 24, 81.5, 60.25]
+    ((quick,),), _ = polygons_of([Shape(1, "wire", [points], None, "line")], [(100, 80)], 4)
+    (slow,) = buffered(np.array(points).reshape(-1, 2), 4, 100, 80)
+    assert quick.tolist() == slow.astype(np.float32).ravel().tolist()
 
 
 def test_a_ring_with_a_bridge_keeps_its_points() -> None:

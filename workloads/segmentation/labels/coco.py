@@ -17,6 +17,7 @@ import orjson
 
 from contracts.errors import SlipwayError
 from contracts.records import Rejected
+from workloads.segmentation.labels.collector import without_collector
 from workloads.segmentation.labels.drawn import Shape, Sheet, Unusable, show
 from workloads.segmentation.labels.geometry import extent
 from workloads.segmentation.labels.listing import Listing
@@ -138,7 +139,8 @@ def whole(path: Path) -> dict[str, list[Any]]:
         SlipwayError: when it is no JSON or a list is missing; there are no rows to quarantine then.
     """
     try:
-        content = orjson.loads(path.read_bytes())
+        with without_collector():
+            content = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
         content = _with_nan(path, error)
     for part in ("images", "annotations", "categories"):

@@ -14,29 +14,35 @@ from shapely.geometry.polygon import orient
 from workloads.segmentation.labels.drawn import Shape, Unusable
 
 Points = NDArray[np.float64]
+Polygon = NDArray[np.float32]
 # A hundredth of a pixel: what six digits of a normalised label still hold in a picture of 10,000 pixels, so that the same
 # label reads the same in every format.
 DECIMALS = 2
 MIN_AREA = 0.01
 FARTHEST = 1e9
+FARTHEST_SHARE = 2
 NUMBERS = {int, float}
 # A ring that fills all it winds round (a keyhole, parts joined by a line) keeps its points although it touches itself.
 KEPT_SHARE = 0.999
 
 
 def polygons_of(
-    shapes: Sequence[Shape], width: int, height: int, line_width: float
-) -> tuple[list[list[NDArray[np.float32]]], list[tuple[int, str]]]:
-    """For each shape its polygons (flat x1, y1, ... float32, pixels), and (position, reason) of each refused part."""
-    polygons: list[list[NDArray[np.float32]]] = [[] for _ in shapes]
-    refused: list[tuple[int, str]] = []
+    shapes: Sequence[Shape], sizes: Sequence[tuple[int, int]], line_width: float
+) -> tuple[list[list[Polygon]], list[list[str]]]:
+    """For each shape its polygons (flat x1, y1, ..., pixels), and why parts of it were refused.
+
+    `sizes` are the (width, height) of each shape's image: shapes of many images are judged together.
+    """
+    polygons: list[list[Polygon]] = [[] for _ in shapes]
+    reasons: list[list[str]] = [[] for _ in shapes]
     owners = [index for index, shape in enumerate(shapes) for _ in shape.parts]
     parts = [part for shape in shapes for part in shape.parts]
-    quick = _at_once(shapes, parts, owners, width, height)
+    quick = _at_once([shapes[owner] for owner in owners], [sizes[owner] for owner in owners], parts, line_width)
     for owner, part, ready in zip(owners, parts, quick, strict=True):
         if ready is not None:
             polygons[owner].append(ready)
             continue
+        width, height = sizes[owner]
         try:
             points = coordinates(part)
             if shapes[owner].unit == "shares":
@@ -45,45 +51,70 @@ def polygons_of(
             rings = buffered(points, line_width, width, height) if line else repaired(points, width, height)
             polygons[owner] += [ring.astype(np.float32).ravel() for ring in rings]
         except Unusable as error:
-            refused.append((owner, str(error)))
-    return polygons, refused
+            reasons[owner].append(str(error))
+    return polygons, reasons
 
 
-def _at_once(shapes: Sequence[Shape], parts: list[Any], owners: list[int], width: int, height: int) -> list[Any]:
-    """The polygons that need no attention, None for the others: one pass of numpy and GEOS for a whole image."""
-    ready: list[Any] = [None] * len(parts)
-    plain = [
-        index
-        for index, part in enumerate(parts)
-        if shapes[owners[index]].kind == "polygon" and type(part) is list and _outline_of_numbers(part)
-    ]
-    if not plain:
-        return ready
-    lengths = np.array([len(parts[index]) // 2 for index in plain])
-    try:
-        points = np.fromiter(chain.from_iterable(parts[index] for index in plain), np.float64).reshape(-1, 2)
-    except OverflowError:
-        return ready
-    if not np.isfinite(points).all() or np.abs(points).max() > FARTHEST:
-        return ready
-    whose = np.repeat(np.arange(len(plain)), lengths)
-    if any(shape.unit == "shares" for shape in shapes):
-        shares = np.array([shapes[owners[index]].unit == "shares" for index in plain])
-        points = np.where(shares[whose, None], points * (width, height), points)
-    points = np.round(points, DECIMALS)
-    starts = np.cumsum(lengths) - lengths
-    inside = np.logical_and.reduceat(((points >= 0) & (points <= (width, height))).all(1), starts)
-    outlines = shapely.polygons(shapely.linearrings(points, indices=whose))
-    good = inside & shapely.is_valid(outlines) & (shapely.area(outlines) >= MIN_AREA)
-    flat = points.astype(np.float32).ravel()
-    for index, start, length, fine in zip(plain, starts.tolist(), lengths.tolist(), good.tolist(), strict=True):
-        if fine:
-            ready[index] = flat[2 * start : 2 * (start + length)]
+def _at_once(
+    shapes: Sequence[Shape], sizes: Sequence[tuple[int, int]], parts: list[Any], line_width: float
+) -> list[Polygon | None]:
+    """The polygons of the parts that need no attention, None for the others; `shapes` and `sizes` are one for each part."""
+    ready: list[Polygon | None] = [None] * len(parts)
+    for kind, fewest in (("polygon", 6), ("line", 4)):
+        plain = [
+            index for index, part in enumerate(parts) if shapes[index].kind == kind and _is_numbers_in_pairs(part, fewest)
+        ]
+        if not plain:
+            continue
+        try:
+            numbers = np.fromiter(chain.from_iterable(parts[index] for index in plain), np.float64)
+        except OverflowError:  # an integer of hundreds of digits
+            continue
+        whose = np.repeat(np.arange(len(plain)), [len(parts[index]) // 2 for index in plain])
+        frames = np.array([sizes[index] for index in plain], np.float64)
+        shares = np.array([shapes[index].unit == "shares" for index in plain])
+        points = _in_frames(numbers.reshape(-1, 2), frames[whose], shares[whose])
+        drawn = _outlines(points, whose, frames) if kind == "polygon" else _bands(points, whose, frames, line_width)
+        for index, polygon in zip(plain, drawn, strict=True):
+            ready[index] = polygon
     return ready
 
 
-def _outline_of_numbers(part: list[Any]) -> bool:
-    return len(part) >= 6 and not len(part) % 2 and set(map(type, part)) <= NUMBERS
+def _is_numbers_in_pairs(part: Any, fewest: int) -> bool:
+    return type(part) is list and len(part) >= fewest and not len(part) % 2 and set(map(type, part)) <= NUMBERS
+
+
+def _in_frames(points: Points, frames: Points, shares: NDArray[np.bool_]) -> Points:
+    """Points [n, 2] in rounded pixels of their frames [n, 2]; what `coordinates` and `in_pixels` refuse is outside them."""
+    far = ~(np.abs(points) <= np.where(shares, FARTHEST_SHARE, FARTHEST)[:, None])
+    near: Points = np.where(far, -1.0, points)
+    return np.round(near * np.where(shares[:, None], frames, 1.0), DECIMALS)
+
+
+def _outlines(points: Points, whose: NDArray[np.intp], frames: Points) -> list[Polygon | None]:
+    """Outlines that are simple, with an area and inside their frame [m, 2], as they stand."""
+    starts = np.searchsorted(whose, np.arange(len(frames)))
+    inside = np.logical_and.reduceat(((points >= 0) & (points <= frames[whose])).all(1), starts)
+    outlines = shapely.polygons(shapely.linearrings(points, indices=whose))
+    good = inside & shapely.is_valid(outlines) & (shapely.area(outlines) >= MIN_AREA)
+    flat = points.astype(np.float32).ravel()
+    ends = [*starts[1:].tolist(), len(points)]
+    rings = zip(starts.tolist(), ends, good.tolist(), strict=True)
+    return [flat[2 * start : 2 * end] if fine else None for start, end, fine in rings]
+
+
+def _bands(points: Points, whose: NDArray[np.intp], frames: Points, line_width: float) -> list[Polygon | None]:
+    """Lines that become one ring inside their frame [m, 2]."""
+    bands = band(shapely.linestrings(points, indices=whose), line_width)
+    bounds = shapely.bounds(bands)
+    inside = (bounds[:, :2] >= 0).all(1) & (bounds[:, 2:] <= frames).all(1)
+    simple = (shapely.get_type_id(bands) == shapely.GeometryType.POLYGON) & (shapely.get_num_interior_rings(bands) == 0)
+    good = inside & simple & (shapely.area(bands) >= MIN_AREA)
+    corners, owners = shapely.get_coordinates(bands, return_index=True)
+    flat = np.round(corners, DECIMALS).astype(np.float32).ravel()
+    starts = np.searchsorted(owners, np.arange(len(bands) + 1)).tolist()
+    rings = zip(starts, starts[1:], good.tolist(), strict=False)
+    return [flat[2 * start : 2 * end - 2] if fine else None for start, end, fine in rings]
 
 
 def coordinates(part: Any) -> Points:
@@ -118,7 +149,7 @@ def in_pixels(points: Points, width: int, height: int) -> Points:
     Raises:
         Unusable: when they cannot be shares.
     """
-    if np.abs(points).max() > 2:
+    if np.abs(points).max() > FARTHEST_SHARE:
         raise Unusable(f"coordinates are not shares of the image: {np.abs(points).max():g} is far beyond 1")
     return points * (width, height)
 
@@ -148,11 +179,16 @@ def buffered(points: Points, line_width: float, width: int, height: int) -> list
     points = np.round(points, DECIMALS)
     if _num_distinct(points) < 2:
         raise Unusable("fewer than 2 points in a line")
-    band = shapely.LineString(points).buffer(line_width / 2, cap_style="flat", join_style="mitre", mitre_limit=2)
-    left, top, right, bottom = shapely.bounds(band).tolist()
+    area = band(shapely.LineString(points), line_width)
+    left, top, right, bottom = shapely.bounds(area).tolist()
     if left < 0 or top < 0 or right > width or bottom > height:
-        band = band.intersection(shapely.box(0, 0, width, height))
-    return _rings(band)
+        area = area.intersection(shapely.box(0, 0, width, height))
+    return _rings(area)
+
+
+def band(lines: Any, line_width: float) -> Any:
+    """What is within half of `line_width` pixels of a line, or of each of an array of lines."""
+    return shapely.buffer(lines, line_width / 2, cap_style="flat", join_style="mitre", mitre_limit=2)
 
 
 def box(left: Any, top: Any, right: Any, bottom: Any) -> list[Any]:
