@@ -17,7 +17,11 @@ VERBS = {
     "run": "Run a workload's whole pipeline; what has not changed is skipped.",
     "predict": "Predict with the published model.",
     "use": "Write a preset of a workload into params.yaml.",
+    "plan": "Show a workload's training plan with its reasons, or measure it.",
     "hardware": "Show this machine's hardware and the training plan it gets.",
+    "profile": "Time training steps over sizes of micro-batch, and say what to change.",
+    "scale": "Time training steps over numbers of ranks: speed-up and efficiency.",
+    "preflight": "Check a training before it starts: data, gradients, export, target, time, memory, disk.",
     "doctor": "Test the installation and say in words what is wrong.",
 }
 

@@ -13,6 +13,7 @@ from contracts.files import read_json, write_json
 Backend = Literal["single", "dp", "ddp", "fsdp", "deepspeed", "accelerate"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Offload = Literal["none", "optimizer", "parameters"]
+COMPILE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Plan:
     @property
     def global_batch(self) -> int:
         return self.ranks * self.micro_batch * self.accumulation
+
+    @property
+    def longest_silence(self) -> float:
+        """Seconds without progress after which a run counts as hung: `hang_seconds`, or longer where a step may compile."""
+        return max(self.hang_seconds, COMPILE_SECONDS) if self.compile else self.hang_seconds
 
     def write(self, path: Path) -> None:
         write_json(path, dataclasses.asdict(self))

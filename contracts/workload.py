@@ -149,6 +149,11 @@ class Workload(Protocol):
         """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out.
 
         `pretrained` asks for the weights that the settings name; it is false where trained ones are loaded anyway.
+
+        For the checks before training it may say more: return `supervised`, the share of the labels that count (without it,
+        an integer tensor `labels` of the batch is asked where it is not -100); have `expected_loss`, a number or a method
+        that gives it, what one that knows nothing scores (the logarithm of the number of classes); and have `teacher`, a
+        method that gives for a batch what is imitated.
         """
         ...
 

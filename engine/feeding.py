@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,8 @@ def feed(
         worker_init_fn=_Worker(beacons, rank),
         multiprocessing_context="spawn" if plan.workers else None,
     )
-    return iter(loader)
+    with _held_back():
+        return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,31 @@ class _Worker:
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
         start_worker(self.beacons, self.rank, worker)
+        _leave_group()
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Inside, this thread takes no signal to stop, nor do the processes that it starts, until they `_leave_group`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_group() -> None:
+    """torchrun tells a rank to stop by a signal to its process group. A loader must live on until the rank has ended."""
+    if not hasattr(os, "setpgid"):
+        return
+    os.setpgid(0, 0)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # drops what was held back
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

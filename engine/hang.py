@@ -186,6 +186,11 @@ class Watch:
         verdict = guilty(reports)
         return Diagnosis(verdict.ranks, verdict.why, reports)
 
+    @property
+    def lost(self) -> bool:
+        """Whether a rank had died at the last look without having finished."""
+        return any(rank.state == DEAD and not rank.left for rank in self._ranks.values())
+
     def _notice(self) -> None:
         """Read all beacons. Time in which nobody looked does not count: the whole run may have been suspended."""
         looked = self._clock()

@@ -31,7 +31,7 @@ from engine.sinks import Follower, sinks_for
 
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
 # A rank that is killed leaves the others this long to say so themselves.
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 5.0
 ALONE = ("single", "dp")
 
 
@@ -66,7 +66,7 @@ def _launch(spec: RunSpec, output: Path) -> RunResult:
             print(f"{ended.story}: going on from the last checkpoint with micro-batches of {plan.micro_batch}", flush=True)
             continue
         if cause != "lost" or losses == spec.plan.restarts:
-            again = f", for the {losses + 1}th time" if losses > 1 else ""
+            again = f", {losses + 1} times" if cause == "lost" and losses else ""
             raise SlipwayError(ended.story + again)
         losses += 1
         print(f"{ended.story}: going on from the last checkpoint (start {losses} of {spec.plan.restarts} more)", flush=True)
@@ -85,40 +85,45 @@ def _run(spec: RunSpec, output: Path) -> _End:
     for stale in (*output.glob("error-*.json"), output / "result.json", output / "interrupted.json"):
         stale.unlink(missing_ok=True)
     spec.write(output / "spec.json")
-    watch = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.hang_seconds)
-    process = subprocess.Popen(command(spec.plan, output / "spec.json"), env=environment(spec.plan))
+    watch = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.longest_silence)
+    # In a session of its own: Ctrl-C is for the launcher, which tells the ranks.
+    process = subprocess.Popen(command(spec.plan, output / "spec.json"), env=environment(spec.plan), start_new_session=True)
     asked: list[int] = []
-    with _signals(_passing_on(process, asked)):
+    with _signals(_passing_on(process, spec.plan, asked)):
         try:
             status = _wait(process, watch)
         finally:
             end(process)
     if (output / "result.json").exists():
         return _End(RunResult.read(output / "result.json"))
-    if asked or (output / "interrupted.json").exists():
+    if (output / "interrupted.json").exists():
         return _End(cause="interrupted")
-    return _failure(spec, output, status)
+    failure = _failure(spec, output, status)
+    return _End(cause="interrupted") if asked and failure.cause in ("lost", "never started") else failure
 
 
 def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
-    """The exit status of the ranks.
+    """The exit status of the ranks. Where one is lost, the others are ended a little later: the agent would wait for half a minute.
 
     Raises:
         Hung: when one of them stands still.
     """
-    looked = time.monotonic()
+    looked, lost = time.monotonic(), None
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         if time.monotonic() - looked > LOOK_SECONDS:
             looked = time.monotonic()
             if diagnosis := watch.look():
                 raise Hung(diagnosis.text())
+            lost = (lost or looked) if watch.lost else None
+            if lost and looked - lost > GRACE_SECONDS:
+                end(process)
     return process.returncode
 
 
-def command(plan: Plan, spec: Path) -> list[str]:
+def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
     """The command line that runs every rank of a plan on this machine."""
-    worker = ["-m", "engine.worker", str(spec)]
+    worker = ["-m", module, str(spec)]
     if plan.backend in ALONE:
         return [sys.executable, *worker]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.ranks}", "--monitor-interval=0.1"]
@@ -142,13 +147,20 @@ def environment(plan: Plan) -> dict[str, str]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Let nothing of a start live on: the ranks and their loaders die with the process that was started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        below = psutil.Process(process.pid).children(recursive=True)
-        for one in (process, *below):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(below, timeout=GRACE_SECONDS)
+    left = [one for one in psutil.process_iter() if _is_ours(one)]
+    for one in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    psutil.wait_procs(left, timeout=GRACE_SECONDS)
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """Whether this launcher started it, directly or not: it carries our number, also when the agent in between is gone."""
+    try:
+        return process.environ().get("SLIPWAY_LAUNCHER") == str(os.getpid())
+    except psutil.Error:
+        return False
 
 
 @contextlib.contextmanager
@@ -162,13 +174,19 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Any:
             signal.signal(number, old)
 
 
-def _passing_on(process: subprocess.Popen[bytes], asked: list[int]) -> Callable[[int, FrameType | None], None]:
-    """A signal handler that tells the ranks, which agree on a step, save and end; `asked` collects the signals."""
+def _passing_on(process: subprocess.Popen[bytes], plan: Plan, asked: list[int]) -> Callable[[int, FrameType | None], None]:
+    """A signal handler that tells the ranks, which agree on a step, save and end; `asked` collects the signals.
+
+    The agent is passed over: told to stop, it would kill ranks that take longer than its timeout, and at a second signal end
+    before them.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid)
+            for one in [started] if plan.backend in ALONE else started.children() or [started]:
+                one.send_signal(signal.SIGTERM)
 
     return handle
 

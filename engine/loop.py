@@ -153,6 +153,7 @@ class Loop:
                     raise OutOfMemory(f"memory ran out in step {self.standing.step}: {error}") from error
                 failed = True
                 break
+        mark("exchange")
         if careful:
             if backend.any(failed):
                 return None
@@ -220,7 +221,9 @@ class Loop:
         mark("optimizer")
         with self._meeting("optimizer", meet=True):
             norm = self.backend.step(rate=rate, scale=scale)
+        mark("exchange")
         self.statistics.update(self.backend.mean)
+        mark("averaging")
         self.average.update()
         self._last_loss = losses["loss"]
         seconds = time.monotonic() - self._step_started

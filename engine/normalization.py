@@ -50,14 +50,19 @@ class _Ghost:
         self.num_ghosts += not _paused
         return functional.batch_norm(
             part,
-            None if _paused else self.ghost_mean,
-            None if _paused else self.ghost_variance,
-            self.weight,  # pyright: ignore[reportAttributeAccessIssue]
-            self.bias,  # pyright: ignore[reportAttributeAccessIssue]
+            self.ghost_mean,
+            self.ghost_variance,
+            _full(self.weight),  # pyright: ignore[reportAttributeAccessIssue]
+            _full(self.bias),  # pyright: ignore[reportAttributeAccessIssue]
             training=True,
-            momentum=1 / max(1, self.num_ghosts),
+            momentum=0.0 if _paused else 1 / self.num_ghosts,
             eps=self.eps,  # pyright: ignore[reportAttributeAccessIssue]
         )
+
+
+def _full(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """In fp32, as the statistics are: sharding may have sent it in half precision."""
+    return weight.float() if weight is not None else None
 
 
 class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):

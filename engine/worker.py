@@ -28,6 +28,7 @@ def main(path: str) -> int:
     except Interrupted as stop:
         if rank == 0:
             write_json(output / "interrupted.json", {"message": str(stop)})
+        beacon.finish()
     except BaseException as error:
         text = traceback.format_exc()
         write_json(
@@ -69,11 +70,11 @@ def _end_with_parents() -> None:
     import psutil
 
     watched = [psutil.Process(os.getppid())]
-    launcher = os.environ.get("SLIPWAY_LAUNCHER")
-    try:
-        watched += [psutil.Process(int(launcher))] if launcher else []
-    except psutil.NoSuchProcess:
-        os._exit(1)
+    if launcher := os.environ.get("SLIPWAY_LAUNCHER"):
+        above = [one for one in psutil.Process().parents() if one.pid == int(launcher)]
+        if not above:  # it or the agent is gone already, and another process has taken us over
+            os._exit(1)
+        watched += above
 
     def watch() -> None:
         while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in watched):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete, write_json
 from contracts.plan import Hardware, Plan, as_dict
+from contracts.records import read_facts
+from contracts.run import RunSpec
 from contracts.settings import Settings
 from contracts.workload import settings_of
+from engine.choosing import choose, table
+from engine.deepspeed_config import deepspeed_config
 from engine.hardware import detect
-from engine.planning import plan
+from engine.planning import look_around, plan, unmet
 from tasks.stage import folder, stage_main
 
 GIB = 1 << 30
@@ -20,26 +25,57 @@ TITLES = {
     "backend": "Backend",
     "device": "Device",
     "ranks": "Ranks",
+    "replicas": "Models per rank",
     "micro_batch": "Batch per rank",
     "accumulation": "Gradient accumulation",
     "threads": "Threads per rank",
     "workers": "Loaders per rank",
     "prefetch": "Prefetch",
     "precision": "Precision",
+    "compile": "Compiled",
+    "activation_checkpointing": "Recomputing",
+    "compress_gradients": "Compressed gradients",
+    "zero_stage": "ZeRO stage",
+    "offload": "Offload",
+    "restarts": "Restarts",
+    "hang_seconds": "Hung after seconds",
 }
 
 
-def run(workload: str) -> None:
-    """Write plan.json, hardware.json and report.txt of a workload, and print the report."""
+def run(workload: str, *, measure: bool = False, anew: bool = False) -> None:
+    """Write plan.json, hardware.json and report.txt of a workload, and print the report.
+
+    With `measure` rival plans are timed; with `anew` one that was measured before is not taken.
+    """
     settings = settings_of(workload)
     hardware = detect()
-    made = plan(hardware, settings.train)
-    text = report(hardware, {workload: made})
+    spec_for = partial(_spec, workload, settings)
+    chosen = choose(workload, settings, hardware, spec_for, measure=measure, anew=anew)
+    text = report(hardware, {workload: chosen.plan}, [*chosen.lines, *table(chosen.rows)])
     with replace_when_complete(folder("plan", workload)) as temporary:
-        made.write(temporary / "plan.json")
+        chosen.plan.write(temporary / "plan.json")
         write_json(temporary / "hardware.json", as_dict(hardware))
         (temporary / "report.txt").write_text(text, encoding="utf-8")
+        if chosen.plan.backend == "deepspeed":
+            config = deepspeed_config(chosen.plan, clip_norm=settings.train.clip_norm)
+            write_json(temporary / "deepspeed.json", config)
     print(text, end="")
+
+
+def _spec(workload: str, settings: Settings, made: Plan) -> RunSpec:
+    """A run of the parsed data, to be measured.
+
+    Raises:
+        SlipwayError: when the data is not parsed yet.
+    """
+    parsed = folder("parse", workload)
+    if not parsed.exists():
+        raise SlipwayError(
+            f"{parsed} is missing, and a plan is measured on real batches: `dvc repro parse@{workload}` makes it"
+        )
+    places = {"records": parsed, "root": folder("download", workload) / "raw", "output": folder("plan", workload)}
+    paths = {name: str(path.resolve()) for name, path in places.items()}
+    return RunSpec(workload, settings.model_dump(mode="json"), read_facts(parsed), **paths, plan=made, fingerprint="")
 
 
 def current_plan(workload: str, settings: Settings, hardware: Hardware | None = None) -> Plan:
@@ -57,7 +93,7 @@ def current_plan(workload: str, settings: Settings, hardware: Hardware | None = 
         if why is None:
             return made
         why = f"{path} is for {why}"
-    anew = plan(hardware, settings.train)
+    anew = plan(hardware, settings.train, settings.plan, installed=look_around(hardware))
     print(f"plan: {why}; made anew for this machine: {summary(anew)}", flush=True)
     return anew
 
@@ -70,7 +106,8 @@ def _unfit(made: Plan, settings: Settings, hardware: Hardware) -> str | None:
         return f"a global batch of {made.global_batch}, not {settings.train.global_batch}"
     if made.micro_batch % settings.train.ghost_batch:
         return f"another ghost batch than {settings.train.ghost_batch}"
-    return None
+    wish = unmet(made, settings.plan)
+    return f"other wishes than plan.{wish}" if wish else None
 
 
 def summary(made: Plan) -> str:
@@ -79,11 +116,13 @@ def summary(made: Plan) -> str:
     return f"{made.backend} on {made.device}, {layout}, {made.precision}"
 
 
-def report(hardware: Hardware, plans: dict[str, Plan | SlipwayError]) -> str:
-    """Hardware and plans as a page of text; a workload that cannot be planned shows why."""
+def report(hardware: Hardware, plans: Mapping[str, Plan | SlipwayError], measured: Sequence[str] = ()) -> str:
+    """Hardware and plans as a page of text; a workload that cannot be planned shows why. `measured` are lines of their own."""
     lines = ["=" * WIDTH, "HARDWARE DETECTION RESULTS", "=" * WIDTH, *_gpu_lines(hardware), *_machine_lines(hardware)]
     for workload, made in plans.items():
         lines += _plan_lines(workload, made)
+    if measured:
+        lines += [*_heading("MEASURED"), *(part for line in measured for part in _wrapped(line))]
     return "\n".join([*lines, "=" * WIDTH]) + "\n"
 
 
@@ -117,11 +156,15 @@ def _machine_lines(hardware: Hardware) -> Iterator[str]:
 def _plan_lines(workload: str, made: Plan | SlipwayError) -> Iterator[str]:
     yield from _heading(f"TRAINING PLAN: {workload}")
     if isinstance(made, SlipwayError):
-        yield from textwrap.wrap(f"no plan: {made}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+        yield from _wrapped(f"no plan: {made}")
         return
     for name, title in TITLES.items():
         yield from _reasoned(title, getattr(made, name), made.reasons.get(name, ""))
     yield from _reasoned("Global batch", made.global_batch, "as params.yaml sets it, whatever the hardware")
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ", drop_whitespace=True)
 
 
 def _heading(title: str) -> list[str]:

@@ -125,3 +125,16 @@ def go_on(spec: RunSpec, other: RunSpec) -> None:
     go_back(spec, 2)
     launch(spec)
     assert difference(last_weights(spec), last_weights(other)) < TOLERANCE
+
+
+HALF = [("ddp", {"compress_gradients": True}), ("fsdp", {"precision": "bf16"}), ("deepspeed", {"precision": "bf16"})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "variant"), HALF, ids=[name for name, _ in HALF])
+def test_half_precision_learns_nearly_the_same(make_spec: MakeSpec, reference: Any, backend: str, variant: dict[str, Any]) -> None:
+    spec = spec_for(make_spec, backend, {}, 2, 4)
+    spec = replace(spec, plan=replace(spec.plan, **variant))
+    launch(spec)
+    assert 0 < difference(last_weights(spec), last_weights(reference(spec))) < 0.02
+    assert all(value.dtype == torch.float32 for value in last_weights(spec).values() if value.is_floating_point())

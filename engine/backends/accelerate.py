@@ -24,7 +24,7 @@ class Accelerate(Ddp):
     def join(self, plan: Plan) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        timeout = datetime.timedelta(seconds=plan.hang_seconds * TIMEOUT_FACTOR)
+        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
         group = InitProcessGroupKwargs(backend=process_group(plan.device, platform.system()), timeout=timeout)
         wrapping: dict[str, Any] = {BUFFERS: False, "gradient_as_bucket_view": True}
         hook = {"comm_hook": "bf16"} if plan.compress_gradients else {}

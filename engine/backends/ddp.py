@@ -45,7 +45,7 @@ class Ddp(Single):
 
     def join(self, plan: Plan) -> None:
         """Enter the process group."""
-        timeout = datetime.timedelta(seconds=plan.hang_seconds * TIMEOUT_FACTOR)
+        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
         dist.init_process_group(process_group(plan.device, platform.system()), timeout=timeout)
 
     def wrap(self, objective: nn.Module) -> Any:

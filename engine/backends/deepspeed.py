@@ -52,7 +52,7 @@ class Deepspeed(Sharded):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # Otherwise its collectives for CPUs are compiled when they are first used.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        timeout = datetime.timedelta(seconds=plan.hang_seconds * TIMEOUT_FACTOR)
+        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
         group = process_group(plan.device, platform.system())
         deepspeed.init_distributed(dist_backend=group, timeout=timeout, verbose=False)
 

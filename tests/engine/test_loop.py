@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from contracts.files import read_json
 from contracts.run import RunSpec
 from engine.checkpoint import Checkpoints
 from engine.launch import command, environment, launch
-from engine.loop import Loop
+from engine.loop import Loop, _StopRequest
 from engine.tracking import read_journal
 
 MakeSpec = Callable[..., RunSpec]
@@ -159,3 +160,33 @@ def test_patience_stops_a_run_that_no_longer_gains(make_spec: MakeSpec) -> None:
     assert result is not None
     assert result.stopped_early
     assert result.epochs < 10
+
+
+def test_recomputing_activations_changes_nothing(make_spec: MakeSpec) -> None:
+    plain = _train(make_spec("plain", epochs=1))
+    assert _difference(plain, _train(make_spec("recomputed", epochs=1, layout={"activation_checkpointing": True}))) == 0
+
+
+def test_memory_is_saved_where_activations_are_recomputed(make_spec: MakeSpec) -> None:
+    def kept(spec: RunSpec) -> int:
+        loop, sizes = Loop(spec), [0]
+        loop._stop, loop.journal = _StopRequest(), None
+        loop._open_feed()
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[0] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loop.backend.forward(next(loop._batches)[1])
+        return sizes[0]
+
+    recomputed = kept(make_spec("recomputed", layout={"activation_checkpointing": True}))
+    assert recomputed < 0.6 * kept(make_spec("plain"))
+
+
+def test_bf16_learns_nearly_the_same(make_spec: MakeSpec) -> None:
+    spec = make_spec("half", epochs=1)
+    half = _train(replace(spec, plan=replace(spec.plan, precision="bf16")))
+    assert 0 < _difference(_train(make_spec("full", epochs=1)), half) < 0.05
+    assert all(value.dtype == torch.float32 for value in half.values() if value.is_floating_point())

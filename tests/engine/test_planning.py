@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.errors import SlipwayError
 from contracts.plan import Device, Hardware, Plan
-from contracts.settings import TrainSettings
-from engine.planning import largest_divisor, plan, process_group, thread_speed
+from contracts.settings import PlanSettings, TrainSettings
+from engine.planning import (
+    Footprint,
+    Installed,
+    largest_divisor,
+    meeting,
+    micro_batches,
+    plan,
+    process_group,
+    process_group_environment,
+    rivals,
+    thread_speed,
+    unmet,
+    with_micro_batch,
+)
 
 GIB = 1 << 30
 RTX_4090 = ("NVIDIA GeForce RTX 4090", 24564, (8, 9))
@@ -31,6 +46,12 @@ def machine(*gpus: Any, cores: int = 32, memory: int = 128, free: int | None = N
     devices = tuple(Device(place, name, mib << 20, mib << 20, kind) for place, (name, mib, kind) in enumerate(gpus))
     base = Hardware(devices, "CPU", cores, memory * GIB, (free or memory) * GIB, 500 * GIB, "Linux x86_64")
     return dataclasses.replace(base, **fields)
+
+
+TWO = machine(RTX_4090, RTX_4090)
+SERVER = machine(*[A100_80] * 8, cores=96)
+WINDOWS = machine(RTX_4090, RTX_4090, platform="Windows AMD64")
+BATCH = TrainSettings(global_batch=64, ghost_batch=8)
 
 
 def layout(made: Plan) -> tuple[Any, ...]:
@@ -94,6 +115,16 @@ def test_every_choice_has_a_reason(hardware: Hardware) -> None:
     assert made.hardware == hardware.fingerprint
 
 
+@pytest.mark.parametrize("backend", ["single", "dp", "ddp", "fsdp", "deepspeed", "accelerate"])
+@pytest.mark.parametrize("hardware", [machine(A100_80, A100_80), machine(cores=4)])
+def test_every_choice_has_a_reason_on_every_backend(hardware: Hardware, backend: Any) -> None:
+    made = plan(hardware, TrainSettings(global_batch=32, ghost_batch=8), PlanSettings(backend=backend))
+    assert made.backend == backend
+    assert set(made.reasons) == {one.name for one in dataclasses.fields(Plan)} - {"reasons", "hardware"}
+    assert all(made.reasons.values())
+    assert made.ranks * made.micro_batch * made.accumulation == 32
+
+
 def test_gpus_that_do_not_divide_the_batch_stay_idle_and_the_way_out_is_named() -> None:
     made = plan(machine(*[A100_80] * 8), TrainSettings(global_batch=16, ghost_batch=8))
     assert made.ranks == 2
@@ -107,17 +138,34 @@ def test_a_ghost_batch_above_the_first_guess_is_used_and_warned_of() -> None:
     assert "lower train.ghost_batch" in made.reasons["micro_batch"]
 
 
-def test_a_known_size_of_a_sample_replaces_the_table() -> None:
+def sized(sample: int, weights: int = 0) -> Footprint:
+    """A model trained by AdamW, without an average."""
+    return Footprint(weights=weights, optimizer=2 * weights, validation=weights, sample=sample)
+
+
+def test_a_known_footprint_replaces_the_table() -> None:
     settings = TrainSettings(global_batch=256, ghost_batch=8)
-    assert plan(machine(RTX_4090), settings, example_bytes=64 << 20).micro_batch == 256
-    assert plan(machine(RTX_4090), settings, example_bytes=GIB).micro_batch == 16
+    assert plan(machine(RTX_4090), settings, footprint=sized(64 << 20)).micro_batch == 256
+    assert plan(machine(RTX_4090), settings, footprint=sized(GIB)).micro_batch == 16
+    assert plan(machine(RTX_4090), settings, footprint=sized(GIB, weights=2 * GIB)).micro_batch == 8
 
 
-def test_a_ghost_batch_that_cannot_fit_is_refused_with_the_way_out() -> None:
-    with pytest.raises(SlipwayError, match=r"train.ghost_batch to 5 or less"):
-        plan(machine(LAPTOP), TrainSettings(global_batch=64, ghost_batch=16), example_bytes=GIB)
+def test_a_ghost_batch_that_cannot_fit_is_refused_with_the_ways_out() -> None:
+    settings = TrainSettings(global_batch=64, ghost_batch=16)
+    with pytest.raises(SlipwayError, match=r"plan.activation_checkpointing; or .*train.ghost_batch to 7 or less"):
+        plan(machine(LAPTOP), settings, footprint=sized(GIB))
     with pytest.raises(SlipwayError, match=r"needs about 17.0 GiB, this machine has 8.0"):
-        plan(machine(cores=4, memory=8), TrainSettings(global_batch=64, ghost_batch=16), example_bytes=GIB)
+        plan(machine(cores=4, memory=8), settings, footprint=sized(GIB))
+
+
+def test_a_model_that_fits_only_in_pieces_is_sharded() -> None:
+    settings = TrainSettings(global_batch=64, ghost_batch=4)
+    made = plan(machine(*[RTX_4090] * 4), settings, footprint=sized(GIB // 4, weights=5 * GIB))
+    assert (made.backend, made.ranks) == ("fsdp", 4)
+    assert "need 31.0 GiB, divided among 4 ranks 11.0" in made.reasons["backend"]
+    assert plan(machine(*[A100_80] * 4), settings, footprint=sized(GIB // 4, weights=5 * GIB)).backend == "ddp"
+    old = plan(machine(*[T4] * 4), settings, footprint=sized(GIB // 4, weights=3 * GIB))
+    assert (old.backend, old.precision) == ("fsdp", "fp32"), old.reasons["precision"]
 
 
 def test_a_gpu_that_others_use_counts_with_what_is_free() -> None:
@@ -190,3 +238,278 @@ def test_the_largest_divisor_is_one_at_least() -> None:
     assert largest_divisor(12, at_most=5) == 4
     assert largest_divisor(7, at_most=6) == 1
     assert largest_divisor(7, at_most=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("wishes", "expected"),
+    [
+        ({"backend": "single"}, {"backend": "single", "ranks": 1, "accumulation": 4}),
+        ({"backend": "dp"}, {"backend": "dp", "ranks": 1, "replicas": 2, "micro_batch": 16, "accumulation": 4}),
+        ({"backend": "accelerate"}, {"backend": "accelerate", "ranks": 2}),
+        ({"ranks": 1}, {"backend": "single", "ranks": 1}),
+        ({"micro_batch": 32}, {"micro_batch": 32, "ranks": 2, "accumulation": 1}),
+        ({"micro_batch": 64}, {"micro_batch": 64, "ranks": 1, "accumulation": 1}),
+        ({"precision": "fp32"}, {"precision": "fp32"}),
+        ({"offload": "optimizer"}, {"backend": "fsdp", "offload": "optimizer"}),
+        ({"backend": "deepspeed", "zero_stage": 3, "offload": "parameters"}, {"zero_stage": 3, "offload": "parameters"}),
+        ({"compress_gradients": True}, {"compress_gradients": True}),
+        ({"compress_gradients": True, "ranks": 1}, {"compress_gradients": False}),
+        ({"activation_checkpointing": True, "compile": True}, {"activation_checkpointing": True, "compile": True}),
+        ({"restarts": 0, "hang_seconds": 9}, {"restarts": 0, "hang_seconds": 9}),
+    ],
+)
+def test_wishes_are_honoured(wishes: dict[str, Any], expected: dict[str, Any]) -> None:
+    made = plan(TWO, BATCH, PlanSettings(**wishes))
+    assert {name: getattr(made, name) for name in expected} == expected
+    assert made.global_batch == 64
+
+
+def test_a_wish_that_does_nothing_is_said() -> None:
+    made = plan(TWO, BATCH, PlanSettings(compress_gradients=True, ranks=1))
+    assert "nothing to compress" in made.reasons["compress_gradients"]
+
+
+NO_COMPILER, NO_DEEPSPEED = Installed(compiler=False), Installed(deepspeed=False)
+NO_PROCESS_GROUP, NO_RANKS = Installed(distributed=False), Installed(libuv=False, ranks_start=False)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "wishes", "installed", "words"),
+    [
+        (TWO, {"ranks": 4}, Installed(), "plan.ranks = 4 cannot be: this machine has 2 GPUs: use 1 or 2"),
+        (machine(cores=2), {"ranks": 4}, Installed(), "this machine has 2 cores: use 1 or 2"),
+        (
+            SERVER,
+            {"ranks": 3},
+            Installed(),
+            "which 3 ranks cannot share equally: use 1 or 2 or 4 or 8, or train.global_batch 72",
+        ),
+        (TWO, {"backend": "single", "ranks": 2}, Installed(), "plan.backend = single is one rank"),
+        (TWO, {"micro_batch": 12}, Installed(), "must be a multiple of train.ghost_batch = 8: 8, for one"),
+        (TWO, {"micro_batch": 24}, Installed(), "does not divide the global batch of 64: use 8 or 16 or 32 or 64"),
+        (
+            TWO,
+            {"micro_batch": 64, "ranks": 2},
+            Installed(),
+            "each rank's 32 samples of global batch of 64: use 8 or 16 or 32",
+        ),
+        (machine(cores=2), {"precision": "fp16"}, Installed(), "fp16 needs a GPU: use bf16 or fp32"),
+        (
+            TWO,
+            {"precision": "fp16", "backend": "fsdp"},
+            Installed(),
+            "not supported with fsdp: use bf16, or plan.backend ddp",
+        ),
+        (TWO, {"precision": "fp16", "backend": "deepspeed"}, Installed(), "not supported with deepspeed: use bf16"),
+        (TWO, {"precision": "fp16", "offload": "optimizer"}, Installed(), "not supported with fsdp: use bf16"),
+        (WINDOWS, {"backend": "deepspeed"}, Installed(), "DeepSpeed is for Linux, this is Windows: use auto or ddp"),
+        (WINDOWS, {"backend": "fsdp"}, Installed(), "FSDP is not for Windows: use auto, dp or ddp"),
+        (
+            WINDOWS,
+            {"offload": "optimizer"},
+            Installed(),
+            "plan.offload = optimizer cannot be: FSDP is not for Windows: leave it out",
+        ),
+        (TWO, {"backend": "deepspeed"}, NO_DEEPSPEED, "DeepSpeed is not installed: `pip install deepspeed`, or use fsdp"),
+        (TWO, {"zero_stage": 3}, Installed(), "it is DeepSpeed's, and plan.backend is auto: set that to deepspeed"),
+        (TWO, {"offload": "parameters", "backend": "deepspeed"}, Installed(), "set plan.zero_stage to 3"),
+        (
+            TWO,
+            {"offload": "optimizer", "backend": "ddp"},
+            Installed(),
+            "only fsdp and deepspeed can, and plan.backend is ddp",
+        ),
+        (TWO, {"compress_gradients": True, "backend": "fsdp"}, Installed(), "only ddp and accelerate can"),
+        (TWO, {"compile": True, "backend": "dp"}, Installed(), "cannot be compiled: set plan.backend to ddp"),
+        (TWO, {"compile": True}, NO_COMPILER, "torch.compile needs Triton (GPU) or a C++ compiler"),
+        (TWO, {"backend": "ddp"}, NO_PROCESS_GROUP, "built without torch.distributed: use auto, single or dp"),
+        (WINDOWS, {"backend": "accelerate"}, NO_RANKS, "ranks cannot find each other here"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_with_the_way_out(
+    hardware: Hardware, wishes: dict[str, Any], installed: Installed, words: str
+) -> None:
+    with pytest.raises(SlipwayError) as refused:
+        plan(hardware, BATCH, PlanSettings(**wishes), installed=installed)
+    assert words in str(refused.value)
+    assert str(refused.value).startswith("plan.")
+
+
+def test_what_is_slow_is_warned_of_and_done() -> None:
+    made = plan(machine(T4), BATCH, PlanSettings(precision="bf16"))
+    assert (made.precision, "warning: Tesla T4 has compute capability 7.5" in made.reasons["precision"]) == ("bf16", True)
+    slow = plan(machine(cores=2), BATCH, PlanSettings(precision="bf16"))
+    assert "warning: bf16 is not native" in slow.reasons["precision"]
+
+
+def accelerate_config(folder: Path, **changes: Any) -> PlanSettings:
+    """Wishes with a file as `accelerate config` writes it."""
+    written = {
+        "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": "MULTI_GPU", "downcast_bf16": "no",
+        "enable_cpu_affinity": False, "gpu_ids": "all", "machine_rank": 0, "main_training_function": "main",
+        "mixed_precision": "bf16", "num_machines": 1, "num_processes": 2, "rdzv_backend": "static", "same_network": True,
+        "tpu_env": [], "tpu_use_cluster": False, "tpu_use_sudo": False, "use_cpu": False,
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(json.dumps({**written, **changes}))
+    return PlanSettings(accelerate_config=str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("accelerate", "cuda", 2, 16, 2, "bf16")),
+        ({"distributed_type": "NO", "num_processes": 1}, ("accelerate", "cuda", 1, 16, 4, "bf16")),
+        ({"distributed_type": "MULTI_CPU", "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
+        ({"use_cpu": True, "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
+        ({"mixed_precision": "fp16"}, ("accelerate", "cuda", 2, 16, 2, "fp16")),
+    ],
+)
+def test_a_file_of_accelerate_config_is_honoured(tmp_path: Path, changes: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    made = plan(TWO, BATCH, accelerate_config(tmp_path, **changes))
+    assert layout(made) == expected
+    assert "config.yaml: " in made.reasons["backend"]
+    assert (made.device == "cpu") == ("leaves the GPUs alone" in made.reasons["device"])
+    assert made.hardware == TWO.fingerprint
+
+
+def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
+    assert plan(TWO, BATCH, accelerate_config(tmp_path, dynamo_config={"dynamo_backend": "INDUCTOR"})).compile
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *[({"distributed_type": kind}, f"its distributed_type is {kind}. Slipway has these") for kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")],
+        ({"num_machines": 2}, "it is for 2 machines"),
+        ({"mixed_precision": "fp8"}, "its mixed_precision is fp8: no, bf16 or fp16"),
+        ({"gpu_ids": "1,2"}, "set them in CUDA_VISIBLE_DEVICES"),
+        ({"num_processes": 3}, "plan.ranks = 3 cannot be: this machine has 2 GPUs"),
+    ],
+)  # fmt: skip
+def test_what_accelerate_would_do_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlipwayError) as refused:
+        plan(TWO, BATCH, accelerate_config(tmp_path, **changes))
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"backend": "ddp"}, "plan.backend is ddp: set it to accelerate or auto"),
+        ({"ranks": 1}, "says 2: leave one of them out"),
+        ({"precision": "fp32"}, "says bf16: leave one of them out"),
+    ],
+)
+def test_wishes_that_contradict_the_file_are_refused(tmp_path: Path, wishes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlipwayError) as refused:
+        plan(TWO, BATCH, accelerate_config(tmp_path).model_copy(update=wishes))
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "cannot be read"), ("a: [", "not valid YAML"), ("", "holds no settings")]
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SlipwayError, match=words):
+        plan(TWO, BATCH, PlanSettings(accelerate_config=str(tmp_path / "config.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("device", "platform", "installed", "group", "words"),
+    [
+        ("cuda", "Linux x86_64", Installed(), "nccl", "nccl"),
+        ("cpu", "Linux x86_64", Installed(), "gloo", "gloo"),
+        ("cpu", "Darwin arm64", Installed(), "gloo", "gloo"),
+        ("cuda", "Windows AMD64", Installed(), "gloo", "NCCL exists for Linux only"),
+        ("cuda", "Windows AMD64", Installed(libuv=False, ranks_start=True), "gloo", "USE_LIBUV=0"),
+        ("cpu", "Windows AMD64", Installed(libuv=False), "gloo", "USE_LIBUV=0"),
+        ("cuda", "Windows AMD64", NO_RANKS, None, "torchrun's own store wants libuv"),
+        ("cuda", "Linux x86_64", Installed(ranks_start=False), None, "`slipway doctor` says more"),
+        ("cpu", "Darwin arm64", NO_PROCESS_GROUP, None, "built without torch.distributed"),
+    ],
+)
+def test_ranks_meet_as_the_platform_lets_them(
+    device: Any, platform: str, installed: Installed, group: str | None, words: str
+) -> None:
+    met = meeting(device, platform, installed)
+    assert met.group == group
+    assert words in met.reason
+
+
+@pytest.mark.parametrize(
+    ("hardware", "installed", "expected"),
+    [
+        (WINDOWS, Installed(libuv=False, ranks_start=True), ("ddp", 2, 1)),
+        (WINDOWS, NO_RANKS, ("dp", 1, 2)),
+        (TWO, NO_PROCESS_GROUP, ("dp", 1, 2)),
+        (machine(RTX_4090, platform="Windows AMD64"), NO_RANKS, ("single", 1, 1)),
+        (machine(cores=8, platform="Darwin arm64"), NO_PROCESS_GROUP, ("single", 1, 1)),
+        (machine(cores=8, platform="Darwin arm64"), Installed(), ("ddp", 8, 1)),
+    ],
+)
+def test_where_ranks_cannot_meet_one_process_does_the_work_and_says_why(
+    hardware: Hardware, installed: Installed, expected: tuple[Any, ...]
+) -> None:
+    made = plan(hardware, BATCH, installed=installed)
+    assert (made.backend, made.ranks, made.replicas) == expected
+    assert meeting(made.device, hardware.platform, installed).reason in made.reasons["backend"] or expected[0] == "single"
+    assert made.global_batch == 64
+
+
+def test_a_torch_without_libuv_is_told_not_to_ask_for_it() -> None:
+    assert process_group_environment("Windows AMD64", libuv=False) == {"USE_LIBUV": "0"}
+    assert process_group_environment("Linux x86_64", libuv=True) == {}
+
+
+# The original of the vision-language seed: batch a GPU and accumulation by memory, for 256 samples a step (240 on T4) on 4 GPUs.
+SEED = [
+    (L4, 256, 16, 4),
+    (T4, 240, 12, 5),
+    (RTX_3060, 256, 8, 8),
+    (LAPTOP, 256, 4, 16),
+    (("small", 5120, (8, 6)), 256, 2, 32),
+]
+
+
+@pytest.mark.parametrize(("gpu", "batch", "micro_batch", "accumulation"), SEED)
+def test_the_seeds_own_table_comes_out_where_nothing_is_measured(
+    gpu: Any, batch: int, micro_batch: int, accumulation: int
+) -> None:
+    made = plan(machine(*[gpu] * 4, cores=48, memory=128), TrainSettings(global_batch=batch, ghost_batch=1))
+    assert (made.ranks, made.micro_batch, made.accumulation) == (4, micro_batch, accumulation)
+    assert made.workers * made.ranks == 12
+
+
+def test_rivals_differ_in_what_is_left_open() -> None:
+    made, refused = rivals(machine(cores=2, bf16_cpu=True), TrainSettings(global_batch=16, ghost_batch=8))
+    backends = ["single", "ddp", "accelerate", "fsdp", "deepspeed"]
+    assert [(one.backend, one.precision) for one in made] == [(name, kind) for name in backends for kind in ("fp32", "bf16")]
+    assert (made[0].threads, made[0].ranks, made[2].ranks) == (2, 1, 2)
+    assert set(refused) == {"dp"}
+    made, _ = rivals(machine(RTX_4090), BATCH)
+    assert [(one.backend, one.precision, one.compile) for one in made] == [
+        ("single", kind, compiled) for kind in ("fp32", "bf16") for compiled in (False, True)
+    ]
+    made, _ = rivals(TWO, BATCH, PlanSettings(backend="ddp", precision="bf16", compile=True))
+    assert [(one.backend, one.precision, one.compile) for one in made] == [("ddp", "bf16", True)]
+    made, refused = rivals(WINDOWS, BATCH, installed=Installed(ranks_start=False, compiler=False))
+    assert {one.backend for one in made} == {"single", "dp"}
+    assert "ranks cannot find each other" in refused["ddp"]
+
+
+def test_a_plan_made_for_other_wishes_is_told_apart() -> None:
+    made = plan(TWO, BATCH)
+    assert unmet(made, PlanSettings()) is None
+    assert unmet(made, PlanSettings(backend="fsdp")) == "backend fsdp"
+    assert unmet(made, PlanSettings(restarts=0)) == "restarts 0"
+    assert unmet(dataclasses.replace(made, compile=True), PlanSettings()) is None
+    assert unmet(plan(TWO, BATCH, PlanSettings(backend="dp", ranks=2)), PlanSettings(backend="dp", ranks=2)) is None
+
+
+def test_micro_batches_are_whole_ghost_batches_that_divide_a_ranks_share() -> None:
+    assert micro_batches(TrainSettings(global_batch=96, ghost_batch=8), ranks=2) == (8, 16, 24, 48)
+    made = with_micro_batch(plan(TWO, BATCH), 8)
+    assert (made.micro_batch, made.accumulation, made.global_batch) == (8, 4, 64)

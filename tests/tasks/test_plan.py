@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from contracts.errors import SlipwayError
 from contracts.plan import Device, Hardware, Plan
+from contracts.run import RunSpec
 from contracts.settings import Settings
-from contracts.workload import ROOT
+from contracts.workload import ROOT, load
+from engine import choosing
+from engine.trial import Trial
 from tasks import plan as stage
 
 GIB = 1 << 30
 L4 = Device(0, "NVIDIA L4", 22 * GIB, 21 * GIB, (8, 9))
+LAPTOP = Hardware((), "CPU", 2, 8 * GIB, 8 * GIB, GIB, "Linux x86_64")
 SERVER = Hardware((L4,), "CPU", 16, 64 * GIB, 60 * GIB, 100 * GIB, "Linux x86_64", driver="590.48", notes=("GPU 1 is odd",))
 
 
@@ -28,8 +35,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def settings(**train: int) -> Settings:
-    return Settings.model_validate({"train": {"global_batch": 16, "ghost_batch": 8, **train}})
+def settings(plan: dict[str, Any] | None = None, /, **train: int) -> Settings:
+    return Settings.model_validate({"train": {"global_batch": 16, "ghost_batch": 8, **train}, "plan": plan or {}})
 
 
 def write(project: Path, made: Plan) -> Path:
@@ -38,14 +45,18 @@ def write(project: Path, made: Plan) -> Path:
     return path
 
 
-def test_the_stage_writes_plan_hardware_and_the_report_it_prints(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stage_writes_plan_hardware_and_the_report_it_prints(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "detect", lambda: LAPTOP)
     stage.run("segmentation")
     folder = project / "data/plan/segmentation"
     assert sorted(path.name for path in folder.iterdir()) == ["hardware.json", "plan.json", "report.txt"]
     assert (folder / "report.txt").read_text() == capsys.readouterr().out
     made = Plan.read(folder / "plan.json")
     assert made.global_batch == 16
-    assert json.loads((folder / "hardware.json").read_text())["cores"] >= 1
+    assert json.loads((folder / "hardware.json").read_text())["cores"] == 2
+    assert "nothing to probe" in (folder / "report.txt").read_text()
 
 
 def test_a_plan_for_this_machine_is_taken_as_it_is(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,3 +134,125 @@ def test_slipway_hardware_prints_the_report_of_every_workload(project: Path) -> 
     (project / "params.yaml").unlink()
     assert "HARDWARE DETECTION" in CliRunner().invoke(app, []).output
     assert CliRunner().invoke(app, ["segmentation"]).exit_code == 1
+
+
+def test_a_plan_for_other_wishes_is_made_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(project, stage.plan(LAPTOP, settings().train))
+    assert stage.current_plan("segmentation", settings({"backend": "fsdp"}), LAPTOP).backend == "fsdp"
+    assert "is for other wishes than plan.backend fsdp" in capsys.readouterr().out
+
+
+def test_deepspeeds_own_configuration_lies_beside_its_plan(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("backend: auto ", "backend: deepspeed "))
+    monkeypatch.setattr(stage, "detect", lambda: LAPTOP)
+    stage.run("segmentation")
+    config = json.loads((project / "data/plan/segmentation/deepspeed.json").read_text())
+    assert (config["train_batch_size"], config["zero_optimization"]["stage"]) == (16, 2)
+
+
+Speeds = dict[tuple[str, str], float]
+
+
+def timer(speeds: Speeds, asked: list[tuple[str, str]] | None = None) -> Callable[[RunSpec, int], Trial]:
+    """Stands for `engine.trial`: samples/s by backend and precision, 10 for others; what is not faster than 0 fails."""
+
+    def time(spec: RunSpec, steps: int) -> Trial:
+        name = (spec.plan.backend, spec.plan.precision)
+        if asked is not None:
+            asked.append(name)
+        speed = speeds.get(name, 10.0)
+        return Trial((spec.plan.global_batch / speed,) * steps, speed) if speed > 0 else Trial(failed="memory ran out")
+
+    return time
+
+
+def measured(speeds: Speeds, hardware: Hardware = LAPTOP, **how: Any) -> choosing.Chosen:
+    def spec_for(made: Plan) -> RunSpec:
+        return RunSpec("segmentation", {"train": {"ghost_batch": 8}}, {}, "", "", "", plan=made, fingerprint="")
+
+    how = {"time": timer(speeds), "measure": True, **how}
+    return choosing.choose("segmentation", how.pop("settings", settings()), hardware, spec_for, **how)
+
+
+def test_the_fastest_is_taken_by_measurement_and_the_table_shows_how_much(project: Path) -> None:
+    chosen = measured({("accelerate", "fp32"): 20.0, ("fsdp", "fp32"): 0.0})
+    assert chosen.plan.backend == "accelerate"
+    assert chosen.plan.reasons["backend"] == "measured: 20.0 samples/s, 2.00 times single, 1 x 2 threads, fp32"
+    lines = choosing.table(chosen.rows)
+    assert lines[0].startswith("accelerate, 2 x 1 thread, fp32") and "1.00" in lines[0] and lines[0].endswith("<- chosen")
+    assert "0.50" in lines[1]
+    assert lines[-1].startswith("fsdp") and lines[-1].endswith("no: memory ran out")
+
+
+def test_of_equally_fast_ones_the_simplest_is_taken(project: Path) -> None:
+    chosen = measured({("deepspeed", "fp32"): 10.2})
+    assert chosen.plan.backend == "single"
+    assert "within 3% of deepspeed" in chosen.plan.reasons["backend"]
+
+
+def test_those_near_the_top_are_timed_twice(project: Path) -> None:
+    asked: list[tuple[str, str]] = []
+    speeds = {("single", "fp32"): 10.0, ("ddp", "fp32"): 8.0, ("accelerate", "fp32"): 1, ("fsdp", "fp32"): 1}
+    measured(speeds, time=timer({**speeds, ("deepspeed", "fp32"): 1}, asked))
+    assert sorted(asked.count((name, "fp32")) for name in ("single", "ddp", "accelerate", "fsdp", "deepspeed")) == [
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+
+
+def test_a_busy_machine_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing.psutil, "getloadavg", lambda: (7.0, 1.0, 1.0))
+    assert any("load 7.0 on 2 cores" in line for line in measured({}).lines)
+    monkeypatch.setattr(choosing.psutil, "getloadavg", lambda: (0.5, 1.0, 1.0))
+    assert not any("load" in line for line in measured({}, anew=True).lines)
+
+
+def test_what_was_measured_is_kept_for_the_same_machine_model_and_wishes(project: Path) -> None:
+    first = measured({("ddp", "fp32"): 20.0})
+    again = measured({("fsdp", "fp32"): 99.0}, measure=False)
+    assert again.plan == first.plan
+    assert "measured before and taken from .slipway/plans/" in again.lines[0].replace("\\", "/")
+    assert measured({("fsdp", "fp32"): 99.0}, anew=True).plan.backend == "fsdp"
+    others = [
+        measured({}, replace(LAPTOP, cores=4)),
+        measured({}, settings=settings(global_batch=32)),
+        measured({}, settings=settings({"restarts": 1})),
+    ]
+    assert not any("measured before" in line for chosen in others for line in chosen.lines)
+
+
+def test_a_broken_file_of_a_kept_plan_is_measured_anew(project: Path) -> None:
+    measured({})
+    (kept,) = (project / ".slipway/plans").iterdir()
+    kept.write_text("{")
+    assert measured({("fsdp", "fp32"): 99.0}).plan.backend == "fsdp"
+
+
+def test_where_nothing_can_be_timed_every_reason_is_given(project: Path) -> None:
+    failing = {(name, "fp32"): 0.0 for name in ("single", "ddp", "accelerate", "fsdp", "deepspeed")}
+    with pytest.raises(SlipwayError, match="no plan could be timed: single, .*: memory ran out; ddp"):
+        measured(failing)
+
+
+def test_measuring_needs_parsed_data_and_says_how_to_get_it(project: Path) -> None:
+    with pytest.raises(SlipwayError, match="dvc repro parse@segmentation"):
+        stage.run("segmentation", measure=True)
+
+
+@pytest.mark.slow
+def test_a_small_device_gets_the_batch_that_was_seen_to_fit(
+    make_spec: Callable[..., RunSpec], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIPWAY_MEMORY_LIMIT", "21500000")
+    spec = make_spec(image_size=64)
+    wanted = load(spec.workload).Settings.model_validate(spec.settings)
+    alone = replace(LAPTOP, cores=1)
+    chosen = choosing.choose("segmentation", wanted, alone, lambda made: replace(spec, plan=made))
+    assert (chosen.plan.micro_batch, chosen.plan.accumulation) == (4, 2)
+    assert "4 samples fit on every rank, at 0.0" in chosen.plan.reasons["micro_batch"]
+    assert "8 do not (2 tries of 3 candidates)" in chosen.plan.reasons["micro_batch"]
+    assert chosen.lines[0].startswith("memory model: 0.0")

@@ -1,0 +1,134 @@
+"""How much of a second core two ranks make use of: `python -m benchmarks.ranks` writes benchmarks/results/ranks.json.
+
+Segmentation as params.yaml has it and a small transformer train through the engine's own loop: on one rank with one thread,
+under `ddp` on two such ranks, and, to see what the machine itself can give, as two runs side by side that do not know of each
+other. The global batch is the same, so that one rank takes twice as many micro-batches a step. They take turns; the numbers are
+medians over the turns of the median step, validation and start left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.conditions import load_now, spread, write_result
+from contracts.files import read_json, write_json
+from contracts.plan import Plan
+from contracts.run import RunSpec
+
+BAR = 0.95
+WARMUP_STEPS = 3
+# Name, samples of a step, samples of a micro-batch
+CASES = (("segmentation", 16, 8), ("language_model", 32, 16))
+NUM_SCENES = 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    load = load_now()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [compare(Path(folder) / case[0], *case, turns=options.turns, steps=options.steps) for case in CASES]
+    met = all(row["ratio"] >= BAR for row in rows)
+    bar = f"2 ranks >= {BAR:.0%} of two times one rank"
+    write_result("ranks", bar=bar, met=met, load=load, turns=options.turns, steps=options.steps, rows=rows)
+
+
+def compare(folder: Path, name: str, global_batch: int, micro_batch: int, *, turns: int, steps: int) -> dict[str, Any]:
+    """One workload on one rank, on two, and twice on one rank at the same time, in turns."""
+    from benchmarks.embedded import cpu_plan
+
+    make = makers(folder)[name]
+    one = cpu_plan("single", ranks=1, micro_batch=micro_batch, global_batch=global_batch)
+    two = cpu_plan("ddp", ranks=2, micro_batch=micro_batch, global_batch=global_batch)
+    seconds: dict[str, list[float]] = {"one": [], "two": [], "side by side": []}
+    for turn in range(turns):
+        order = list(seconds) if turn % 2 else [*seconds][::-1]
+        for what in order:
+            plans = {"one": [one], "two": [two], "side by side": [one, one]}[what]
+            seconds[what].append(median(together([make(plan) for plan in plans], steps)))
+        print(name, {what: round(values[-1], 4) for what, values in seconds.items()}, flush=True)
+    alone = median(seconds["one"])
+    return {
+        "workload": name,
+        "global_batch": global_batch,
+        "micro_batch": micro_batch,
+        "ratio": alone / (2 * median(seconds["two"])),
+        "ratio_of_each_turn": [first / (2 * second) for first, second in zip(seconds["one"], seconds["two"], strict=True)],
+        "ratio_of_two_that_share_nothing": alone / median(seconds["side by side"]),
+        "step_seconds": {what: spread(values) for what, values in seconds.items()},
+    }
+
+
+def makers(folder: Path) -> dict[str, Callable[[Plan], RunSpec]]:
+    """How to make a run of each workload from a plan."""
+    from benchmarks import embedded, language_model
+
+    def segmentation(plan: Plan) -> RunSpec:
+        data = embedded.Embedded(folder, {})
+        facts = folder / "facts.json"
+        if not facts.exists():
+            write_json(facts, embedded.prepare(folder, NUM_SCENES).facts)
+        settings = embedded.demo_settings(global_batch=plan.global_batch, epochs=100)
+        return replace(data, facts=read_json(facts)).spec("run", plan, settings)
+
+    return {"segmentation": segmentation, "language_model": lambda plan: language_model.spec(folder, plan)}
+
+
+def together(specs: list[RunSpec], steps: int) -> list[float]:
+    """The median step of each of some runs that begin at the same time."""
+    with tempfile.TemporaryDirectory() as name:
+        started = [start(replace(spec, output=f"{name}/{number}"), steps) for number, spec in enumerate(specs)]
+        for process in started:
+            if process.wait():
+                raise subprocess.CalledProcessError(process.returncode, process.args)
+        return [median(read_json(Path(f"{name}/{number}/seconds.json"))) for number in range(len(specs))]
+
+
+def start(spec: RunSpec, steps: int) -> subprocess.Popen[bytes]:
+    """The ranks of a run, each of which is this module."""
+    from engine.launch import command, environment
+
+    path = Path(spec.output) / "spec.json"
+    spec.write(path)
+    words = {"BENCHMARK_STEPS": str(steps)}
+    return subprocess.Popen(command(spec.plan, path, module="benchmarks.ranks"), env={**environment(spec.plan), **words})
+
+
+def rank(path: Path) -> None:
+    """Take steps of a run and, on rank 0, write the seconds of each."""
+    import torch
+
+    from benchmarks.language_model import LanguageModel
+    from contracts.workload import load
+    from engine import loop as looping
+
+    spec = RunSpec.read(path)
+    torch.set_num_threads(spec.plan.threads)
+    looping.load = lambda name: LanguageModel() if name == "language_model" else load(name)  # pyright: ignore
+    loop = looping.Loop(spec)
+    loop._stop, loop.journal = looping._StopRequest(), None
+    loop._open_feed()
+    seconds = []
+    for _ in range(WARMUP_STEPS + int(os.environ["BENCHMARK_STEPS"])):
+        began = time.perf_counter()
+        loop._step()
+        seconds.append(time.perf_counter() - began)
+    if loop.backend.rank == 0:
+        write_json(path.with_name("seconds.json"), seconds[WARMUP_STEPS:])
+    loop.backend.close()
+
+
+if __name__ == "__main__":
+    rank(Path(sys.argv[1])) if sys.argv[1:] and sys.argv[1].endswith(".json") else main()

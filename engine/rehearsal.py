@@ -1,0 +1,125 @@
+"""The loop, made to take steps one by one, anywhere on its schedule: for what is checked and timed before a run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from contracts.run import RunSpec
+from engine.beacon import collective
+from engine.loop import Loop, _moved
+from engine.memory import is_out_of_memory, release
+from engine.normalization import statistics_paused
+from engine.randomness import key
+from engine.stream import Sample
+
+Batch = dict[str, Any]
+Drawn = tuple[list[Sample], Batch]
+
+TIMED_STEPS, TIMED_RECORDS = 4, 4
+IGNORED = -100  # the label that torch's losses leave out
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an objective said of one micro-batch. `counted` is the share of labels that count, None where nobody says."""
+
+    loss: float
+    weight: float
+    counted: float | None
+
+    @classmethod
+    def at(cls, output: Mapping[str, torch.Tensor], batch: Batch) -> Look:
+        weight = float(output["weight"]) if "weight" in output else 1.0
+        return cls(float(output["loss"]), weight, _counted(output, batch))
+
+
+def _counted(output: Mapping[str, torch.Tensor], batch: Batch) -> float | None:
+    if "supervised" in output:
+        return float(output["supervised"])
+    given = batch.get("labels")
+    if isinstance(given, torch.Tensor) and not (given.is_floating_point() or given.dtype == torch.bool):
+        return float((given != IGNORED).float().mean()) if given.numel() else 0.0
+    return None
+
+
+class Rehearsal(Loop):
+    """A run's own loop, without journal, checkpoints and signals."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec)
+        self.journal, self._stop = None, SimpleNamespace(asked=False)  # pyright: ignore[reportAttributeAccessIssue]
+        self._open_feed()
+
+    def ahead(self, count: int) -> list[Drawn]:
+        """This rank's next micro-batches, which are still to come."""
+        found = list(itertools.islice(self._batches, count))
+        self._batches = itertools.chain(found, self._batches)
+        return found
+
+    @torch.no_grad()
+    def looks(self, batches: Sequence[Drawn]) -> list[Look]:
+        """What the objective says of some micro-batches before it has learnt anything; fewer where memory runs out."""
+        found = []
+        for number, (_, batch) in enumerate(batches):
+            torch.manual_seed(key(self.train.seed, "look", number))
+            try:
+                with statistics_paused(), self.backend.autocast(), collective("exchange in the forward"):
+                    output = self.backend.forward(_moved(batch, self.backend.device))
+            except Exception as error:
+                if not (is_out_of_memory(error) and self.backend.divides):
+                    raise
+                break  # the loop will divide its micro-batches
+            found.append(Look.at(output, batch))
+        self.backend.forget()
+        release(self.backend.device)
+        return found
+
+    def time_steps(self) -> float:
+        """The median seconds of the first steps but one, after which the last step of the run is made, too."""
+        last, seconds = self.stream.num_steps - 1, []
+        for step in [*range(min(TIMED_STEPS, last)), last]:
+            self.standing.step = step
+            began = time.monotonic()
+            self._step()
+            seconds.append(time.monotonic() - began)
+        return median(seconds[1:] or seconds)
+
+    def rate(self) -> float:
+        """The share of its learning rate that the optimiser used last."""
+        return self.backend.optimizer.param_groups[0]["lr"] / self.backend.base_rates[0]
+
+    def time_validation(self) -> float:
+        """Seconds for the whole split, from two parts of it."""
+        split, ranks = self.validator.records, self.backend.ranks
+        weights = self.backend.whole(self.average.parts)
+
+        def seconds(num: int) -> float:
+            self.validator.records = split.take(range(min(len(split), num)))
+            began = time.monotonic()
+            self.validator.score(weights, self.backend)
+            return time.monotonic() - began
+
+        seconds(ranks)  # the first time, memory is taken and libraries are loaded
+        few, more = ranks, ranks * (1 + TIMED_RECORDS)
+        short, long = seconds(few), seconds(more)
+        self.validator.records = split
+        return short + max(0.0, long - short) / (more - few) * max(0, len(split) - few)
+
+    def checkpoint_bytes(self) -> int:
+        """The size of a checkpoint."""
+        return num_bytes({**self.backend.state(), "average": self.average.state(self.backend)})
+
+
+def num_bytes(value: Any) -> int:
+    """Of all tensors in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(map(num_bytes, value.values())) if isinstance(value, Mapping) else 0

@@ -1,0 +1,330 @@
+"""What can go wrong goes wrong here: runs recover to the bits of an undisturbed run, or end with a word on why."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from benchmarks.soak import soak
+from contracts.errors import Hung, Interrupted, SlipwayError
+from contracts.files import read_json, remove
+from contracts.run import RunSpec
+from contracts.workload import ROOT, Graph
+from engine import launch as launching
+from engine.beacon import Mark, read
+from engine.checkpoint import Checkpoints
+from engine.launch import launch
+from engine.torch_runtime import torch_run
+from tests.engine.planted import FAILING_CALL, LARGEST_BATCH
+
+MakeSpec = Callable[..., RunSpec]
+TOLERANCE = 1e-6
+NUM_STEPS = 12
+# A checkpoint after every step. With a larger rate, differences in the last digit grow tenfold every two steps.
+TRAIN = {"global_batch": 16, "epochs": 5, "learning_rate": 1e-4, "checkpoint_minutes": 0, "keep_checkpoints": 2 * NUM_STEPS}
+GONE_SECONDS, PATIENCE_SECONDS = 20.0, 120.0
+FAILING_STEP = (FAILING_CALL - 1) // 2
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="kills its processes with Linux's signals"),
+]
+
+
+def checkpoints(spec: RunSpec) -> Checkpoints:
+    return Checkpoints(Path(spec.output) / "checkpoints", fingerprint=spec.fingerprint)
+
+
+def state(spec: RunSpec) -> dict[str, Any]:
+    """The newest checkpoint of a run."""
+    found = checkpoints(spec).load()
+    assert found is not None
+    return found[1]
+
+
+def difference(one: RunSpec, other: RunSpec) -> float:
+    """The largest difference between the last weights of two runs."""
+    weights, others = state(one)["weights"], state(other)["weights"]
+    assert weights.keys() == others.keys()
+    return max(float((weights[name].double() - others[name].double()).abs().max()) for name in weights)
+
+
+def go_back(spec: RunSpec, step: int) -> None:
+    """Leave a run as it was after `step` steps."""
+    for found in checkpoints(spec).found():
+        if found.step > step:
+            remove(found.folder)
+    assert checkpoints(spec).found()[-1].step == step
+
+
+def copied(run: RunSpec, spec: RunSpec, *, step: int) -> RunSpec:
+    """`spec`, with what `run` had after `step` steps."""
+    shutil.copytree(run.output, spec.output)
+    go_back(spec, step)
+    return spec
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Launch ranks with that fault from now on."""
+    monkeypatch.setenv("PLANTED", fault)
+    monkeypatch.setattr(launching, "command", functools.partial(launching.command, module="tests.engine.planted"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MakeSpec], RunSpec]:
+    """Two ranks that nothing happens to, with all their checkpoints; trained once."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+
+    def trained(make_spec: MakeSpec) -> RunSpec:
+        spec = replace(make_spec("undisturbed", ranks=2, **TRAIN), output=str(output))
+        if not output.exists():
+            assert launch(spec).steps == NUM_STEPS
+        return spec
+
+    return trained
+
+
+# Stopped and killed from outside
+
+
+@dataclass
+class Story:
+    """What became of a run that was stopped, killed and started again, each time some steps later."""
+
+    spec: RunSpec
+    statuses: list[int] = field(default_factory=list)
+    # Of every stop: the last marks of both ranks, the step of the newest checkpoint, what rank 0 said.
+    last_marks: list[list[Mark]] = field(default_factory=list)
+    saved: list[int] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    # Of every end: how many processes there were below what ended; the command lines that outlived it.
+    watched: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A launcher in a process of its own, which leads a process group; its steps take a quarter of a second."""
+        output = Path(self.spec.output)
+        output.mkdir(parents=True, exist_ok=True)
+        self.spec.write(output / "launch.json")
+        words = [sys.executable, "-m", "tests.engine.planted", "--launch", str(output / "launch.json")]
+        environment = {**os.environ, "PLANTED": "slow"}
+        with (output / "log").open("a") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True)
+
+    def ranks(self, launcher: subprocess.Popen[bytes], *, step: int, other_than: Sequence[int] = ()) -> list[int]:
+        """The processes of both ranks, once they have come to that step."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and launcher.poll() is None:
+            marks = self.marks()
+            there = [mark.pid for mark in marks if (mark.step or 0) >= step and mark.pid not in other_than]
+            if len(there) == 2 and all(map(psutil.pid_exists, there)):
+                return there
+            time.sleep(0.02)
+        raise AssertionError(f"step {step} was not reached:\n{self.log()}")
+
+    def marks(self) -> list[Mark]:
+        """What the ranks said last."""
+        found = [read(Path(self.spec.output) / "beacons" / f"rank-{rank}.beacon") for rank in range(2)]
+        return [mark for mark in found if mark]
+
+    def stop(self, launcher: subprocess.Popen[bytes], ask: Callable[[], None]) -> None:
+        """Ask a run to stop, and note how it did."""
+        ask()
+        self.statuses.append(launcher.wait(timeout=PATIENCE_SECONDS))
+        self.last_marks.append(self.marks())
+        self.saved.append(checkpoints(self.spec).found()[-1].step)
+        message = Path(self.spec.output) / "interrupted.json"
+        self.messages.append(read_json(message)["message"] if message.exists() else "")
+
+    def outlived(self, processes: Sequence[psutil.Process]) -> None:
+        """Note which of the processes are still there after GONE_SECONDS."""
+        self.watched.append(len(processes))
+        self.left += [" ".join(one.cmdline()) for one in psutil.wait_procs(processes, timeout=GONE_SECONDS)[1]]
+
+    def log(self) -> str:
+        return (Path(self.spec.output) / "log").read_text(errors="replace")
+
+
+def lived(spec: RunSpec) -> Story:
+    """A rank killed with -9, then SIGTERM; the agent killed with -9, then Ctrl-C; the launcher killed with -9; to the end."""
+    story = Story(replace(spec, plan=replace(spec.plan, workers=1)))
+    launcher = story.start()
+    ranks = story.ranks(launcher, step=1)
+    os.kill(ranks[1], signal.SIGKILL)
+    ranks = story.ranks(launcher, step=3, other_than=ranks)
+    story.stop(launcher, lambda: os.kill(launcher.pid, signal.SIGTERM))
+
+    launcher = story.start()
+    ranks = story.ranks(launcher, step=story.saved[-1] + 1)
+    agent = psutil.Process(ranks[0]).parent()
+    assert agent is not None
+    below = agent.children(recursive=True)
+    agent.kill()
+    story.outlived(below)
+    story.ranks(launcher, step=story.saved[-1] + 2, other_than=ranks)
+    # In a terminal, Ctrl-C reaches all of the launcher's process group.
+    story.stop(launcher, lambda: os.killpg(launcher.pid, signal.SIGINT))
+
+    launcher = story.start()
+    story.ranks(launcher, step=story.saved[-1] + 1)
+    below = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.kill()
+    launcher.wait()
+    story.outlived(below)
+    story.statuses.append(story.start().wait(timeout=PATIENCE_SECONDS))
+    return story
+
+
+@pytest.fixture(scope="module")
+def disturbed() -> Callable[[MakeSpec], Story]:
+    """The story of one run, lived once."""
+    stories: list[Story] = []
+
+    def told(make_spec: MakeSpec) -> Story:
+        if not stories:
+            stories.append(lived(make_spec("disturbed", ranks=2, **TRAIN)))
+        return stories[0]
+
+    return told
+
+
+def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undisturbed_one(
+    make_spec: MakeSpec, disturbed: Any, undisturbed: Any
+) -> None:
+    assert disturbed(make_spec).statuses[-1] == 0
+    assert difference(disturbed(make_spec).spec, undisturbed(make_spec)) == 0
+
+
+def test_a_run_that_lost_a_rank_or_the_agent_goes_on_by_itself_and_says_so(make_spec: MakeSpec, disturbed: Any) -> None:
+    log = disturbed(make_spec).log()
+    assert re.search(r"rank 1 ended without a word .*: going on from the last checkpoint \(start 1 of 3 more\)", log), log
+    assert re.search(r"ranks 0, 1 ended without a word \(status -9\).*: going on", log), log
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_stops_all_ranks_at_the_same_step_which_is_saved(make_spec: MakeSpec, disturbed: Any, number: int) -> None:
+    story = disturbed(make_spec)
+    assert story.statuses[number] == Interrupted.status == 75
+    assert [mark.step for mark in story.last_marks[number]] == [story.saved[number] - 1] * 2
+    assert f"stopped at step {story.saved[number]} of {NUM_STEPS}" in story.messages[number]
+
+
+def test_no_rank_and_no_loader_outlives_its_agent_or_its_launcher(make_spec: MakeSpec, disturbed: Any) -> None:
+    story = disturbed(make_spec)
+    assert story.watched == [6, 7]  # two ranks, two loaders, two resource trackers; with the agent
+    assert story.left == []
+
+
+def test_a_run_that_loses_a_rank_in_every_start_gives_up(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "die")
+    with pytest.raises(SlipwayError, match=r"rank 0 ended without a word \(status -9\).*, 3 times"):
+        launch(make_spec(layout={"restarts": 2}))
+    assert capsys.readouterr().out.count("going on from the last checkpoint") == 2
+
+
+def test_a_rank_that_fails_with_an_error_is_not_started_again(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "error")
+    with pytest.raises(SlipwayError, match="training failed on rank 1: LookupError: the picture is gone"):
+        launch(make_spec(ranks=2, **TRAIN))
+    assert "going on" not in capsys.readouterr().out
+
+
+@pytest.mark.timeout(200)
+def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_not(make_spec: MakeSpec) -> None:
+    spec = make_spec("soak", ranks=2, epochs=3, checkpoint_minutes=0)
+    trainings = soak(spec, kills=2, most=2, seed=0)
+    assert len({one.digest for one in trainings}) == 1
+    assert sum(len(one.kills) for one in trainings) == 2
+
+
+# Memory
+
+
+@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
+def test_where_memory_runs_out_on_one_rank_all_go_on_with_half_the_micro_batch(
+    make_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], backend: str
+) -> None:
+    plant(monkeypatch, "memory")
+    spec = make_spec(backend, ranks=2, backend=backend, micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    result = launch(spec)
+    assert result.extra["micro_batch"] == LARGEST_BATCH
+    assert difference(spec, undisturbed(make_spec)) < TOLERANCE
+    said = capfd.readouterr().out
+    if backend == "ddp":
+        assert f"memory ran out in step {FAILING_STEP}: going on with micro-batches of 2 instead of 4" in said
+    else:
+        assert f"memory ran out in step {FAILING_STEP}: planted" in said
+        assert "going on from the last checkpoint with micro-batches of 2" in said
+        assert f"going on from step {FAILING_STEP} of {NUM_STEPS}" in said
+
+
+def test_where_memory_runs_out_in_evaluation_a_graph_is_computed_in_halves() -> None:
+    calls: list[int] = []
+
+    class Doubling(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            calls.append(len(values))
+            if len(values) > 2:
+                raise torch.OutOfMemoryError("planted: no room")
+            return 2 * values
+
+    values = np.arange(10, dtype=np.float32).reshape(5, 2)
+    graph = Graph(Doubling(), {"values": values[:1]}, ["twice"], dynamic={"values": {0: "batch"}})
+    assert np.array_equal(torch_run({"graph": graph}, "cpu")("graph", values=values)["twice"], 2 * values)
+    assert calls == [5, 2, 3, 1, 2]
+
+
+# Hangs, damage, other sizes
+
+
+def test_a_rank_that_is_stuck_in_its_dataset_is_named_and_the_run_ended(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "hang")
+    with pytest.raises(Hung, match=r"hang: rank 1 .*reading, sample record \d+, epoch 1.*planted.py.*time.sleep") as hung:
+        launch(make_spec(ranks=2, layout={"hang_seconds": 3}, **TRAIN))
+    assert hung.value.status == 76
+    assert not [one for one in psutil.Process().children(recursive=True) if "tests.engine.planted" in one.cmdline()]
+
+
+def test_with_the_newest_checkpoints_damaged_a_run_goes_on_from_the_one_before_to_the_same_bits(
+    make_spec: MakeSpec, undisturbed: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = copied(undisturbed(make_spec), make_spec("damaged", ranks=2, **TRAIN), step=7)
+    *_, flipped, truncated = (found.folder / "state.pt" for found in checkpoints(spec).found())
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    os.truncate(truncated, truncated.stat().st_size // 2)
+    launch(spec)
+    said = capfd.readouterr().out
+    assert said.count("does not have the sha256 of its manifest; trying the one before") >= 2
+    assert f"going on from step 5 of {NUM_STEPS}" in said
+    assert difference(spec, undisturbed(make_spec)) == 0
+
+
+def test_two_ranks_then_one_then_two_with_other_micro_batches_learn_the_same(make_spec: MakeSpec, undisturbed: Any) -> None:
+    spec = copied(undisturbed(make_spec), make_spec("resized", micro_batch=8, **TRAIN), step=3)
+    launch(spec)
+    go_back(spec, 7)
+    launch(make_spec("resized", ranks=2, micro_batch=4, **TRAIN))
+    assert 0 < difference(spec, undisturbed(make_spec)) < TOLERANCE

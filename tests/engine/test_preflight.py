@@ -1,0 +1,332 @@
+"""The checks before a run: each planted fault is found by the check that is for it, and a sound run has none."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contracts.preflight import Estimate, Finding
+from contracts.run import RunSpec
+from engine import loop as engine_loop
+from engine.checks import check, digested, rank_batches
+from engine.feeding import feed
+from engine.preflight import examine
+from engine.rehearsal import Rehearsal
+from tests.engine.tiny_workload import NUM_CLASSES, Shipped, Tiny, TinyDataset, TinyObjective, tiny_spec
+
+MakeSpec = Callable[..., RunSpec]
+NAMES = [
+    *("rank batches", "labels", "initial loss", "schedule", "gradients", "optimiser", "frozen parameters", "one batch"),
+    *("saved weights", "teacher"),
+]
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
+    """Makes the checks of a workload in this process; gives the findings by name."""
+
+    def look(workload: Tiny, *, shortest: float = 0.0, **train: Any) -> dict[str, Finding]:
+        monkeypatch.setattr(engine_loop, "load", lambda name: workload)
+        told: list[Finding | Estimate] = []
+        check(tiny_spec(tmp_path, **train), tell=told.append, shortest=shortest)
+        return {one.name: one for one in told if isinstance(one, Finding)}
+
+    return look
+
+
+def failed(findings: dict[str, Finding]) -> list[str]:
+    return [name for name, one in findings.items() if one.state == "failed"]
+
+
+class SameForAll(TinyDataset):
+    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+        return super().item(0, None, progress=progress)
+
+
+class SameButForNoise(TinyDataset):
+    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+        return super().item(0, rng, progress=progress)
+
+
+class AllMasked(TinyDataset):
+    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+        return {**super().item(index, rng, progress=progress), "labels": -100}
+
+
+class SaysNothingCounts(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**super().forward(batch), "supervised": torch.zeros(())}
+
+
+class WeighsNothing(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**super().forward(batch), "weight": torch.zeros(())}
+
+
+class NotANumber(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": super().forward(batch)["loss"] * float("nan")}
+
+
+class SummedLoss(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": functional.cross_entropy(self.logits(batch["rows"]), batch["labels"], reduction="sum")}
+
+
+class WrongSign(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": -super().forward(batch)["loss"]}
+
+
+class Unused(TinyObjective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
+
+
+class Detached(TinyObjective):
+    def features(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().features(rows).detach()
+
+
+class TimesZero(TinyObjective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent = nn.Parameter(torch.ones(NUM_CLASSES))
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().logits(rows) + 0 * self.silent
+
+
+class StartsAtZero(TinyObjective):
+    """As an adapter of low rank: what comes before a layer of zeros has no gradient in the first step, and then it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.last.weight)
+
+
+class Drifting(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            self.between.weight.mul_(0.999)
+        return super().forward(batch)
+
+
+class DropoutStaysOn(TinyObjective):
+    def features(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(super().features(rows), 0.1, training=True)
+
+
+class ForgetsItsScale(TinyObjective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale: torch.Tensor
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def features(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.scale = self.scale * 1.1
+        return super().features(rows) * self.scale
+
+
+class TooLarge(TinyObjective):
+    """Memory runs out with more than two samples."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if len(batch["rows"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(batch)
+
+
+class DeafTeacher(TinyObjective):
+    def teacher(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.ones(len(batch["rows"]))
+
+
+class Leaves(Tiny):
+    def optimizer(self, objective: nn.Module, settings: Any) -> torch.optim.Optimizer:
+        chosen = [value for name, value in objective.named_parameters() if value.requires_grad and "bias" not in name]
+        return torch.optim.AdamW(chosen, settings.train.learning_rate)
+
+
+class Climbs(Tiny):
+    def optimizer(self, objective: nn.Module, settings: Any) -> torch.optim.Optimizer:
+        chosen = [value for value in objective.parameters() if value.requires_grad]
+        return torch.optim.AdamW(chosen, settings.train.learning_rate, maximize=True)
+
+
+class PlainGradient(Tiny):
+    def optimizer(self, objective: nn.Module, settings: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([value for value in objective.parameters() if value.requires_grad], 0.3, momentum=0.9)
+
+
+def planted(**parts: Any) -> Tiny:
+    """The tiny workload with a part exchanged."""
+    workload = Tiny()
+    for name, part in parts.items():
+        setattr(workload, name, part)
+    return workload
+
+
+@pytest.mark.parametrize("workload", [Tiny(), PlainGradient(), planted(make_objective=StartsAtZero)])
+def test_a_sound_run_has_no_fault_and_every_check_applies(found: Any, workload: Tiny) -> None:
+    findings = found(workload)
+    assert list(findings) == NAMES
+    assert {one.state for one in findings.values()} == {"passed"}, findings
+
+
+@pytest.mark.parametrize(
+    ("workload", "name", "words"),
+    [
+        (planted(make_dataset=SameForAll), "rank batches", "give only 1 different"),
+        (planted(make_dataset=SameButForNoise), "rank batches", "1 different examples without augmentation"),
+        (planted(make_dataset=AllMasked), "labels", "0.0% of the labels"),
+        (planted(make_objective=SaysNothingCounts), "labels", "0.0% of the labels"),
+        (planted(make_objective=WeighsNothing), "labels", "weight of the loss is 0"),
+        (planted(make_objective=NotANumber), "initial loss", "nan"),
+        (planted(make_objective=SummedLoss), "initial loss", "5\\.[0-9]+, .* has 1.386"),
+        (planted(make_objective=WrongSign), "initial loss", "-1\\.[0-9]+, .* has 1.386"),
+        (planted(make_objective=Unused), "gradients", "none for unused.bias, unused.weight of 6"),
+        (planted(make_objective=Detached), "gradients", "none for first.bias, first.weight"),
+        (planted(make_objective=TimesZero), "gradients", "zero in every step for silent"),
+        (Leaves(), "optimiser", "does not have first.bias, last.bias"),
+        (planted(make_objective=Drifting), "frozen parameters", "between.weight of 2 changed"),
+        (Climbs(), "one batch", "loss went from"),
+        (planted(make_objective=DropoutStaysOn), "saved weights", "outputs that differ"),
+        (planted(make_objective=ForgetsItsScale), "saved weights", "outputs that differ"),
+        (planted(make_objective=DeafTeacher), "teacher", "same of two different batches"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "make_objective", type(value)).__name__,
+)
+def test_a_planted_fault_is_found_by_its_check_with_cause_and_remedy(
+    found: Any, workload: Tiny, name: str, words: str
+) -> None:
+    one = found(workload)[name]
+    assert one.state == "failed"
+    assert re.search(words, one.reason), one
+    assert one.cause and one.remedy
+
+
+def test_a_learning_rate_of_nearly_nothing_learns_no_batch(found: Any) -> None:
+    findings = found(Tiny(), learning_rate=1e-12)
+    assert failed(findings) == ["one batch"]
+    assert "in 40 steps" in findings["one batch"].reason
+
+
+def test_a_warm_up_longer_than_the_run_is_a_schedule_that_does_not_end(found: Any) -> None:
+    findings = found(Tiny(), warmup_epochs=4)
+    assert failed(findings) == ["schedule"]
+    assert "warm-up takes 32 steps, the run has 24" in findings["schedule"].reason
+
+
+def test_the_rate_that_the_optimiser_really_had_in_the_last_step_is_judged(
+    found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_loop, "learning_rate_factor", lambda step, **schedule: 0.5)
+    findings = found(Tiny())
+    assert failed(findings) == ["schedule"]
+    assert "50.00% of the learning rate, not 1.00%" in findings["schedule"].reason
+
+
+def test_where_the_loss_is_no_number_the_rest_is_said_to_be_left_out(found: Any) -> None:
+    findings = found(planted(make_objective=NotANumber))
+    assert failed(findings) == ["initial loss"]
+    assert findings["one batch"] == Finding("one batch", "not applicable", "not looked at: the loss is no number")
+
+
+def test_what_an_objective_does_not_say_is_said_not_to_apply(found: Any) -> None:
+    silent = type("Silent", (TinyObjective,), {"expected_loss": None, "teacher": None})
+    findings = found(planted(make_objective=silent))
+    assert {name for name, one in findings.items() if one.state == "not applicable"} == {"initial loss", "teacher"}
+    assert not failed(findings)
+
+
+def test_a_short_run_is_measured_and_not_examined(found: Any) -> None:
+    findings = found(planted(make_objective=Unused), shortest=1e6)
+    assert findings["schedule"].state == "passed"
+    assert findings["gradients"].state == "not applicable"
+    assert "the training takes about" in findings["gradients"].reason
+
+
+def test_memory_that_runs_out_is_no_fault_where_the_run_makes_its_batches_smaller(found: Any) -> None:
+    findings = found(planted(make_objective=TooLarge))
+    assert not failed(findings)
+    assert findings["micro-batch"].reason == "memory ran out with 4 samples; the run will make them 2"
+    assert "the run will make them smaller" in findings["labels"].reason
+    assert findings["one batch"].state == "passed"
+
+
+def test_a_second_objective_that_does_not_fit_is_no_fault(found: Any) -> None:
+    class FitsOnce(Tiny):
+        built = 0
+
+        def build(self, settings: Any, facts: Any, *, pretrained: bool) -> TinyObjective:
+            self.built += 1
+            if self.built > 1:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().build(settings, facts, pretrained=pretrained)
+
+    findings = found(FitsOnce())
+    assert not failed(findings)
+    assert findings["schedule"].state == "passed"
+    assert "one process cannot hold" in findings["gradients"].reason
+
+
+def test_a_check_that_breaks_has_failed_and_stops_no_other(found: Any) -> None:
+    broken = type("Broken", (Shipped,), {"forward": lambda self, rows: 1 / 0})
+
+    class BrokenWhenLoaded(Tiny):
+        def build(self, settings: Any, facts: Any, *, pretrained: bool) -> TinyObjective:
+            self.shipped = Shipped if pretrained else broken
+            return super().build(settings, facts, pretrained=pretrained)
+
+    findings = found(BrokenWhenLoaded())
+    assert failed(findings) == ["saved weights"]
+    assert "ZeroDivisionError" in findings["saved weights"].reason
+    assert findings["teacher"].state == "passed"
+
+
+@pytest.mark.parametrize(("fed", "state"), [((0, 1), "passed"), ((0, 0), "failed")])
+def test_ranks_that_are_fed_the_same_share_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fed: tuple[int, int], state: str
+) -> None:
+    monkeypatch.setattr(engine_loop, "load", lambda name: Tiny())
+    spec = tiny_spec(tmp_path)
+    loop = Rehearsal(spec)
+    loop.plan = replace(spec.plan, ranks=2, accumulation=1)
+    dataset = TinyDataset(loop.records)
+    feeds = (feed(dataset, loop.stream, loop.plan, rank=rank, first_step=0, beacons=tmp_path) for rank in fed)
+    shares = [[digested(samples, batch) for samples, batch in itertools.islice(one, 2)] for one in feeds]
+    finding = rank_batches(loop, shares)
+    assert finding.state == state
+    assert state == "passed" or "read 4 twice or out of turn, and 4 not at all" in finding.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [{"optimizer": "AdamW", "learning_rate": 0.003}, {"optimizer": "SGD"}])
+def test_segmentation_has_no_fault_with_either_optimiser(make_spec: MakeSpec, optimizer: dict[str, Any]) -> None:
+    told: list[Finding | Estimate] = []
+    check(make_spec(epochs=6, **optimizer), tell=told.append)
+    findings = {one.name: one for one in told if isinstance(one, Finding)}
+    assert list(findings) == NAMES
+    assert not failed(findings), findings
+
+
+@pytest.mark.slow
+def test_ranks_that_break_are_a_failed_finding_with_their_own_words(make_spec: MakeSpec) -> None:
+    (finding,) = examine(make_spec(model="no-such-model"))
+    assert isinstance(finding, Finding)
+    assert finding.name == "training steps"
+    assert finding.state == "failed"
+    assert "no-such-model" in finding.reason
