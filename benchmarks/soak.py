@@ -3,7 +3,7 @@
     python -m benchmarks.soak --kills 50 --backend ddp
 
 Every training is killed one to `--most` times: a rank, torchrun's agent or the launcher, as the seed says, one time in four while
-it starts, otherwise at a moment of the time in which it takes steps. A training whose launcher was killed, or had to give up, is
+it starts, otherwise somewhere in one of its steps. A training whose launcher was killed, or had to give up, is
 started again with the same command. In the end its weights, their average and the optimiser's state must have the hash of a
 training that nobody disturbed, and no process of it may be left. The exit status is 1 where that is not so.
 """
@@ -11,6 +11,7 @@ training that nobody disturbed, and no process of it may be left. The exit statu
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import random
 import subprocess
@@ -30,7 +31,7 @@ from contracts.run import RunSpec
 from contracts.workload import ROOT
 from engine.beacon import Mark, read
 
-POLL_SECONDS, EXIT_SECONDS, RUN_SECONDS = 0.05, 20.0, 600.0
+POLL_SECONDS, STEP_SECONDS, EXIT_SECONDS, RUN_SECONDS = 0.02, 0.1, 20.0, 600.0
 NEVER_GIVE_UP = 1000
 IN_THE_START = 0.25  # the share of kills that come before the first step
 
@@ -54,7 +55,8 @@ class Training:
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
     seconds: float = 0.0
-    stepping_seconds: float = 0.0
+    start_seconds: float = 0.0
+    num_steps: int = 0
     digest: str = ""
     seen: set[psutil.Process] = field(default_factory=set)
 
@@ -117,11 +119,10 @@ class Training:
             time.sleep(0.01)
         raise SlipwayError(f"{self.spec.output} did not come so far; it printed:\n{self.log()}")
 
-    @property
-    def steps(self) -> bool:
-        """Whether the present start has come to its first step."""
+    def has_come_to(self, step: int) -> bool:
+        """Whether the present start has come to that step."""
         mark = self.mark()
-        return mark is not None and mark.step is not None
+        return mark is not None and mark.step is not None and mark.step >= step
 
     def alive(self, seconds: float = EXIT_SECONDS) -> list[psutil.Process]:
         """The processes it ever had that are still there after so many seconds."""
@@ -161,10 +162,11 @@ def undisturbed(spec: RunSpec) -> Training:
     """A training that nobody kills."""
     training, started = Training(spec), time.monotonic()
     launcher = training.start()
-    _sleep(RUN_SECONDS, training, launcher, until=lambda: training.steps)
-    stepping = time.monotonic()
+    _sleep(RUN_SECONDS, training, launcher, until=lambda: training.has_come_to(0))
+    training.start_seconds = time.monotonic() - started
     _end(training, launcher, started)
-    training.stepping_seconds = started + training.seconds - stepping
+    mark = read(Path(spec.output) / "beacons" / "rank-0.beacon")
+    training.num_steps = 1 + (mark.step or 0) if mark else 1
     return training
 
 
@@ -175,10 +177,10 @@ def disturbed(spec: RunSpec, draw: random.Random, *, kills: int, like: Training)
     launcher = training.start()
     for _ in range(kills):
         if draw.random() < IN_THE_START:
-            seconds = draw.uniform(0, like.seconds - like.stepping_seconds)
+            seconds = draw.uniform(0, like.start_seconds)
         else:
-            seconds = draw.uniform(0, like.stepping_seconds)
-            _sleep(RUN_SECONDS, training, launcher, until=lambda: training.steps)
+            step, seconds = draw.randrange(like.num_steps), draw.uniform(0, STEP_SECONDS)
+            _sleep(RUN_SECONDS, training, launcher, until=functools.partial(training.has_come_to, step))
         if _sleep(seconds, training, launcher) and training.kill(launcher, draw) == "launcher":
             launcher.wait()
             launcher = training.start()

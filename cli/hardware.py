@@ -14,7 +14,7 @@ from contracts.plan import Plan, as_dict
 from contracts.settings import read_params
 from contracts.workload import names, settings_of
 from engine.hardware import detect
-from engine.planning import plan
+from engine.planning import look_around, plan
 from tasks.plan import report
 
 
@@ -32,7 +32,8 @@ def hardware(
     plans: dict[str, Plan | SlipwayError] = {}
     for name in chosen:
         try:
-            plans[name] = plan(found, settings_of(name).train)
+            wanted = settings_of(name)
+            plans[name] = plan(found, wanted.train, wanted.plan, installed=look_around(found))
         except SlipwayError as error:
             plans[name] = error
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -229,3 +230,12 @@ def settings_of(name: str, params: Path = Path("params.yaml")) -> Settings:
     if name not in sections:
         raise SlipwayError(f"{params} has no section {name!r}: `slipway use {name} default` writes one")
     return validate(workload.Settings, sections[name], where=name)
+
+
+def code_of(name: str) -> dict[str, str]:
+    """The SHA-256 of each source file of a workload, by its path in the workload's folder."""
+    here = ROOT / "workloads" / name
+    return {
+        path.relative_to(here).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(here.rglob("*.py"))
+    }

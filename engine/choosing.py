@@ -22,7 +22,7 @@ from contracts.files import read_json, write_json
 from contracts.plan import Hardware, Plan
 from contracts.run import RunSpec
 from contracts.settings import Settings
-from contracts.workload import ROOT
+from contracts.workload import code_of
 from engine.planning import Footprint, Installed, count, look_around, memory_limit, plan, rivals, with_micro_batch
 
 if TYPE_CHECKING:
@@ -245,13 +245,6 @@ def place(workload: str, settings: Settings, hardware: Hardware) -> Path:
     known = [hardware.fingerprint, workload, code_of(workload), parts, versions, memory_limit()]
     text = json.dumps(known, sort_keys=True)
     return FOLDER / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.json"
-
-
-def code_of(workload: str) -> dict[str, str]:
-    """The hash of each of a workload's source files."""
-    here = ROOT / "workloads" / workload
-    files = sorted(here.rglob("*.py"))
-    return {path.relative_to(here).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read(path: Path) -> Chosen | None:

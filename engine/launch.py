@@ -26,7 +26,7 @@ from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT
 from engine.hang import Watch
-from engine.planning import smaller
+from engine.planning import has_libuv, process_group_environment, smaller
 from engine.sinks import Follower, sinks_for
 
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
@@ -142,6 +142,7 @@ def environment(plan: Plan) -> dict[str, str]:
         # The agent's shared store keeps keys of an earlier start, on which a restart can hang.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        **(process_group_environment("Windows", libuv=has_libuv()) if os.name == "nt" else {}),
     }
 
 

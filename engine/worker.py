@@ -44,10 +44,12 @@ def _train(spec: RunSpec) -> None:
     import torch
 
     from engine.loop import Loop
+    from engine.memory import limited
 
     torch.set_num_threads(spec.plan.threads)
     loop = Loop(spec)
-    result = loop.run()
+    with limited(loop.backend.device):
+        result = loop.run()
     if result is not None:
         result.write(Path(spec.output) / "result.json")
     with beacon.collective("leaving the group"):

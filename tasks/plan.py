@@ -9,8 +9,6 @@ from functools import partial
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete, write_json
 from contracts.plan import Hardware, Plan, as_dict
-from contracts.records import read_facts
-from contracts.run import RunSpec
 from contracts.settings import Settings
 from contracts.workload import settings_of
 from engine.choosing import choose, table
@@ -18,6 +16,7 @@ from engine.deepspeed_config import deepspeed_config
 from engine.hardware import detect
 from engine.planning import look_around, plan, unmet
 from tasks.stage import folder, stage_main
+from tasks.training import training_run
 
 GIB = 1 << 30
 WIDTH = 100
@@ -49,7 +48,7 @@ def run(workload: str, *, measure: bool = False, anew: bool = False) -> None:
     """
     settings = settings_of(workload)
     hardware = detect()
-    spec_for = partial(_spec, workload, settings)
+    spec_for = partial(training_run, workload, settings)
     chosen = choose(workload, settings, hardware, spec_for, measure=measure, anew=anew)
     text = report(hardware, {workload: chosen.plan}, [*chosen.lines, *table(chosen.rows)])
     with replace_when_complete(folder("plan", workload)) as temporary:
@@ -60,22 +59,6 @@ def run(workload: str, *, measure: bool = False, anew: bool = False) -> None:
             config = deepspeed_config(chosen.plan, clip_norm=settings.train.clip_norm)
             write_json(temporary / "deepspeed.json", config)
     print(text, end="")
-
-
-def _spec(workload: str, settings: Settings, made: Plan) -> RunSpec:
-    """A run of the parsed data, to be measured.
-
-    Raises:
-        SlipwayError: when the data is not parsed yet.
-    """
-    parsed = folder("parse", workload)
-    if not parsed.exists():
-        raise SlipwayError(
-            f"{parsed} is missing, and a plan is measured on real batches: `dvc repro parse@{workload}` makes it"
-        )
-    places = {"records": parsed, "root": folder("download", workload) / "raw", "output": folder("plan", workload)}
-    paths = {name: str(path.resolve()) for name, path in places.items()}
-    return RunSpec(workload, settings.model_dump(mode="json"), read_facts(parsed), **paths, plan=made, fingerprint="")
 
 
 def current_plan(workload: str, settings: Settings, hardware: Hardware | None = None) -> Plan:

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from contracts.files import replace_when_complete
-from contracts.records import Records, read_facts
 from contracts.run import RunResult, RunSpec
-from contracts.settings import Settings
-from contracts.workload import ROOT, load, settings_of
+from contracts.workload import load, settings_of
 from tasks.plan import current_plan
+from tasks.preflight import before_training
 from tasks.stage import folder, stage_main
+from tasks.training import training_run
 
 
 def run(workload: str) -> None:
     """Train `workload` as params.yaml says, going on from an interrupted run of the same settings and data."""
     settings = settings_of(workload)
-    records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
-    facts = read_facts(folder("parse", workload))
-    fingerprint = run_fingerprint(workload, settings, records, facts)
-    output = Path("runs") / workload / fingerprint[:12]
-    spec = RunSpec(
-        workload=workload,
-        settings=settings.model_dump(mode="json"),
-        facts=facts,
-        records=str(records.path.parent.resolve()),
-        root=str(records.root.resolve()),
-        output=str(output.resolve()),
-        plan=current_plan(workload, settings),
-        fingerprint=fingerprint,
-    )
+    spec = training_run(workload, settings, current_plan(workload, settings))
+    before_training(spec, settings)
     from engine.launch import launch
 
     result = launch(spec)
@@ -44,20 +29,6 @@ def run(workload: str) -> None:
         f"trained {result.steps} steps ({result.epochs:.1f} epochs) in {result.seconds:.0f} s, {result.samples_per_second:.1f} samples/s; "
         f"best {metric} on val {result.metrics[metric]:.4f} after epoch {result.best_epoch}"
     )
-
-
-def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any]) -> str:
-    """Names a run by what decides its weights: training settings, data and the workload's code, not the hardware."""
-    train = settings.train.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"})
-    text = json.dumps([workload, train, facts, records.fingerprint, code_of(workload)], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def code_of(workload: str) -> dict[str, str]:
-    """The hash of each of a workload's source files."""
-    here = ROOT / "workloads" / workload
-    files = sorted(path for path in here.rglob("*.py"))
-    return {path.relative_to(here).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def collect(spec: RunSpec, result: RunResult, *, target: Path) -> None:

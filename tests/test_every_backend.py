@@ -132,7 +132,9 @@ HALF = [("ddp", {"compress_gradients": True}), ("fsdp", {"precision": "bf16"}), 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "variant"), HALF, ids=[name for name, _ in HALF])
-def test_half_precision_learns_nearly_the_same(make_spec: MakeSpec, reference: Any, backend: str, variant: dict[str, Any]) -> None:
+def test_half_precision_learns_nearly_the_same(
+    make_spec: MakeSpec, reference: Any, backend: str, variant: dict[str, Any]
+) -> None:
     spec = spec_for(make_spec, backend, {}, 2, 4)
     spec = replace(spec, plan=replace(spec.plan, **variant))
     launch(spec)

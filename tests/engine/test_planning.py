@@ -1,4 +1,4 @@
-"""The plan as a table: what each machine of the seeds gets, and that the global batch is always kept."""
+"""The plan as a table: what each machine gets, that wishes are honoured or refused, and that the global batch is always kept."""
 
 from __future__ import annotations
 
@@ -62,14 +62,12 @@ def layout(made: Plan) -> tuple[Any, ...]:
     ("hardware", "batch", "ghost", "expected"),
     [
         pytest.param(machine(RTX_4090, RTX_4090), 64, 16, ("ddp", "cuda", 2, 16, 2, "bf16"), id="RTX 4090 x2"),
-        pytest.param(machine(*[L4] * 4, cores=48), 256, 16, ("ddp", "cuda", 4, 16, 4, "bf16"), id="L4 x4, the seed's own"),
+        pytest.param(machine(*[L4] * 4, cores=48), 256, 16, ("ddp", "cuda", 4, 16, 4, "bf16"), id="L4 x4, 256 a step"),
         pytest.param(machine(*[A100_80] * 8, cores=96), 512, 16, ("ddp", "cuda", 8, 64, 1, "bf16"), id="A100-80 x8"),
         pytest.param(machine(*[A100_80] * 8, cores=96), 4096, 16, ("ddp", "cuda", 8, 64, 8, "bf16"), id="A100-80 x8, large"),
         pytest.param(machine(LAPTOP, cores=12, memory=16), 64, 4, ("single", "cuda", 1, 4, 16, "bf16"), id="8 GiB laptop"),
         pytest.param(machine(T4, cores=4, memory=16), 256, 4, ("single", "cuda", 1, 8, 32, "fp16"), id="T4"),
-        pytest.param(
-            machine(T4, cores=4, memory=16), 240, 4, ("single", "cuda", 1, 12, 20, "fp16"), id="T4, the seed's batch"
-        ),
+        pytest.param(machine(T4, cores=4, memory=16), 240, 4, ("single", "cuda", 1, 12, 20, "fp16"), id="T4, 240 a step"),
         pytest.param(machine(A100_40), 64, 8, ("single", "cuda", 1, 32, 2, "bf16"), id="A100-40"),
         pytest.param(machine(H100), 256, 8, ("single", "cuda", 1, 64, 4, "bf16"), id="H100"),
         pytest.param(machine(H200, cores=16), 256, 8, ("single", "cuda", 1, 128, 2, "bf16"), id="H200"),
@@ -464,8 +462,8 @@ def test_a_torch_without_libuv_is_told_not_to_ask_for_it() -> None:
     assert process_group_environment("Linux x86_64", libuv=True) == {}
 
 
-# The original of the vision-language seed: batch a GPU and accumulation by memory, for 256 samples a step (240 on T4) on 4 GPUs.
-SEED = [
+# Batch a GPU and accumulation by memory, as users know them for 256 samples a step (240 on T4) on 4 GPUs.
+WELL_KNOWN = [
     (L4, 256, 16, 4),
     (T4, 240, 12, 5),
     (RTX_3060, 256, 8, 8),
@@ -474,8 +472,8 @@ SEED = [
 ]
 
 
-@pytest.mark.parametrize(("gpu", "batch", "micro_batch", "accumulation"), SEED)
-def test_the_seeds_own_table_comes_out_where_nothing_is_measured(
+@pytest.mark.parametrize(("gpu", "batch", "micro_batch", "accumulation"), WELL_KNOWN)
+def test_the_well_known_table_comes_out_where_nothing_is_measured(
     gpu: Any, batch: int, micro_batch: int, accumulation: int
 ) -> None:
     made = plan(machine(*[gpu] * 4, cores=48, memory=128), TrainSettings(global_batch=batch, ghost_batch=1))

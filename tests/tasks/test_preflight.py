@@ -122,13 +122,13 @@ def test_a_disk_too_small_for_the_checkpoints_is_found(project: Path, free: int,
 
 @pytest.mark.parametrize(("took", "state"), [(3 * GIB, "passed"), (5 * GIB, "failed")])
 def test_memory_that_is_not_there_is_found_on_a_cpu(took: int, state: str) -> None:
-    assert preflight.memory(replace(ESTIMATE, memory=took), HARDWARE).state == state
+    assert preflight.memory(replace(ESTIMATE, memory=took), HARDWARE, device="cpu").state == state
 
 
 @pytest.mark.parametrize(("took", "state"), [(22 * GIB, "passed"), (23.5 * GIB, "failed")])
 def test_a_gpu_that_is_nearly_full_is_found(took: float, state: str) -> None:
     hardware = replace(HARDWARE, devices=(Device(0, "a card", 24 * GIB, 24 * GIB, (8, 9)),))
-    found = preflight.memory(replace(ESTIMATE, memory=int(took)), hardware)
+    found = preflight.memory(replace(ESTIMATE, memory=int(took)), hardware, device="cuda")
     assert found.state == state
     assert "of the 24.0 GiB" in found.reason
 

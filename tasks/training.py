@@ -1,0 +1,43 @@
+"""The training run of a workload as params.yaml and the earlier stages describe it, and what names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from contracts.plan import Plan
+from contracts.records import Records, read_facts
+from contracts.run import RunSpec
+from contracts.settings import Settings
+from contracts.workload import code_of
+from tasks.stage import folder
+
+
+def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
+    """The run, its folder under runs/ named by its fingerprint.
+
+    Raises:
+        SlipwayError: when the records are missing.
+    """
+    records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
+    facts = read_facts(folder("parse", workload))
+    fingerprint = run_fingerprint(workload, settings, records, facts)
+    return RunSpec(
+        workload=workload,
+        settings=settings.model_dump(mode="json"),
+        facts=facts,
+        records=str(records.path.parent.resolve()),
+        root=str(records.root.resolve()),
+        output=str((Path("runs") / workload / fingerprint[:12]).resolve()),
+        plan=plan,
+        fingerprint=fingerprint,
+    )
+
+
+def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any]) -> str:
+    """Names a run by what decides its weights: training settings, data and the workload's code, not the hardware."""
+    train = settings.train.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"})
+    text = json.dumps([workload, train, facts, records.fingerprint, code_of(workload)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
