@@ -52,17 +52,17 @@ class _Ghost:
             part,
             self.ghost_mean,
             self.ghost_variance,
-            _full(self.weight),  # pyright: ignore[reportAttributeAccessIssue]
-            _full(self.bias),  # pyright: ignore[reportAttributeAccessIssue]
+            _as(self.weight, self.ghost_mean.dtype),  # pyright: ignore[reportAttributeAccessIssue]
+            _as(self.bias, self.ghost_mean.dtype),  # pyright: ignore[reportAttributeAccessIssue]
             training=True,
             momentum=0.0 if _paused else 1 / self.num_ghosts,
             eps=self.eps,  # pyright: ignore[reportAttributeAccessIssue]
         )
 
 
-def _full(weight: torch.Tensor | None) -> torch.Tensor | None:
-    """In fp32, as the statistics are: sharding may have sent it in half precision."""
-    return weight.float() if weight is not None else None
+def _as(weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """In the statistics' type: sharding may have sent it in half precision."""
+    return weight.to(dtype) if weight is not None else None
 
 
 class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):

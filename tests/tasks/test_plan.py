@@ -239,7 +239,7 @@ def test_where_nothing_can_be_timed_every_reason_is_given(project: Path) -> None
 
 
 def test_measuring_needs_parsed_data_and_says_how_to_get_it(project: Path) -> None:
-    with pytest.raises(SlipwayError, match="dvc repro parse@segmentation"):
+    with pytest.raises(SlipwayError, match="run the parse stage first"):
         stage.run("segmentation", measure=True)
 
 
