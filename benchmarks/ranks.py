@@ -1,9 +1,10 @@
 """How much of a second core two ranks make use of: `python -m benchmarks.ranks` writes benchmarks/results/ranks.json.
 
-Segmentation as params.yaml has it and a small transformer train through the engine's own loop: on one rank with one thread,
-under `ddp` on two such ranks, and, to see what the machine itself can give, as two runs side by side that do not know of each
-other. The global batch is the same, so that one rank takes twice as many micro-batches a step. They take turns; the numbers are
-medians over the turns of the median step, validation and start left out.
+Segmentation as params.yaml has it and a small transformer train through the engine's own loop: on one rank with one thread;
+under `ddp` on two such ranks, each of which has as much to do in a step as the one; on two that share the one's global batch, so
+that each does half, but the optimiser's step whole; and, to see what the machine itself can give, as two runs side by side that do
+not know of each other. They take turns; the numbers are medians over the turns of the median step, validation and start left out.
+The processor's time of a step is given too: it tells what the exchange costs without what waiting, and other programs, cost.
 """
 
 from __future__ import annotations
@@ -51,22 +52,28 @@ def compare(folder: Path, name: str, global_batch: int, micro_batch: int, *, tur
 
     make = makers(folder)[name]
     one = cpu_plan("single", ranks=1, micro_batch=micro_batch, global_batch=global_batch)
-    two = cpu_plan("ddp", ranks=2, micro_batch=micro_batch, global_batch=global_batch)
-    seconds: dict[str, list[float]] = {"one": [], "two": [], "side by side": []}
+    two = cpu_plan("ddp", ranks=2, micro_batch=micro_batch, global_batch=2 * global_batch)
+    half = cpu_plan("ddp", ranks=2, micro_batch=micro_batch, global_batch=global_batch)
+    plans = {"one": [one], "two": [two], "two with half each": [half], "side by side": [one, one]}
+    seconds: dict[str, list[float]] = {what: [] for what in plans}
+    work: dict[str, list[float]] = {what: [] for what in seconds}
     for turn in range(turns):
         order = list(seconds) if turn % 2 else [*seconds][::-1]
         for what in order:
-            plans = {"one": [one], "two": [two], "side by side": [one, one]}[what]
-            seconds[what].append(median(together([make(plan) for plan in plans], steps)))
+            clock, processor = together([make(plan) for plan in plans[what]], steps)
+            seconds[what].append(clock)
+            work[what].append(processor)
         print(name, {what: round(values[-1], 4) for what, values in seconds.items()}, flush=True)
     alone = median(seconds["one"])
     return {
         "workload": name,
         "global_batch": global_batch,
         "micro_batch": micro_batch,
-        "ratio": alone / (2 * median(seconds["two"])),
-        "ratio_of_each_turn": [first / (2 * second) for first, second in zip(seconds["one"], seconds["two"], strict=True)],
+        "ratio": alone / median(seconds["two"]),
+        "ratio_of_each_turn": [first / second for first, second in zip(seconds["one"], seconds["two"], strict=True)],
+        "ratio_at_the_same_global_batch": alone / (2 * median(seconds["two with half each"])),
         "ratio_of_two_that_share_nothing": alone / median(seconds["side by side"]),
+        "ratio_of_the_processors_time": median(work["one"]) / median(work["two"]),
         "step_seconds": {what: spread(values) for what, values in seconds.items()},
     }
 
@@ -86,14 +93,15 @@ def makers(folder: Path) -> dict[str, Callable[[Plan], RunSpec]]:
     return {"segmentation": segmentation, "language_model": lambda plan: language_model.spec(folder, plan)}
 
 
-def together(specs: list[RunSpec], steps: int) -> list[float]:
-    """The median step of each of some runs that begin at the same time."""
+def together(specs: list[RunSpec], steps: int) -> tuple[float, float]:
+    """The median step of some runs that begin at the same time, by the clock and of rank 0's processor."""
     with tempfile.TemporaryDirectory() as name:
         started = [start(replace(spec, output=f"{name}/{number}"), steps) for number, spec in enumerate(specs)]
         for process in started:
             if process.wait():
                 raise subprocess.CalledProcessError(process.returncode, process.args)
-        return [median(read_json(Path(f"{name}/{number}/seconds.json"))) for number in range(len(specs))]
+        found = [read_json(Path(f"{name}/{number}/seconds.json")) for number in range(len(specs))]
+    return median(median(one["clock"]) for one in found), median(median(one["processor"]) for one in found)
 
 
 def start(spec: RunSpec, steps: int) -> subprocess.Popen[bytes]:
@@ -107,7 +115,7 @@ def start(spec: RunSpec, steps: int) -> subprocess.Popen[bytes]:
 
 
 def rank(path: Path) -> None:
-    """Take steps of a run and, on rank 0, write the seconds of each."""
+    """Take steps of a run and, on rank 0, write the seconds of each, by the clock and of the processor."""
     import torch
 
     from benchmarks.language_model import LanguageModel
@@ -120,13 +128,14 @@ def rank(path: Path) -> None:
     loop = looping.Loop(spec)
     loop._stop, loop.journal = looping._StopRequest(), None
     loop._open_feed()
-    seconds = []
+    clock, processor = [], []
     for _ in range(WARMUP_STEPS + int(os.environ["BENCHMARK_STEPS"])):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         loop._step()
-        seconds.append(time.perf_counter() - began)
+        clock.append(time.perf_counter() - began)
+        processor.append(time.process_time() - worked)
     if loop.backend.rank == 0:
-        write_json(path.with_name("seconds.json"), seconds[WARMUP_STEPS:])
+        write_json(path.with_name("seconds.json"), {"clock": clock[WARMUP_STEPS:], "processor": processor[WARMUP_STEPS:]})
     loop.backend.close()
 
 

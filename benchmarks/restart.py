@@ -58,6 +58,7 @@ def measure(data: Embedded, number: int) -> dict[str, float]:
         training.wait_for(lambda mark: mark.pid == first.pid and (mark.step or 0) > (first.step or 0))
         after["first_step_done"] = time.monotonic() - killed
     finally:
+        training.processes(launcher)
         launcher.kill()
         launcher.wait()
         training.alive()
