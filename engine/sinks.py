@@ -26,6 +26,8 @@ LONGEST_PARAM, PARAMS_PER_CALL, METRICS_PER_CALL = 500, 100, 1000
 LONGEST_REASON = 400
 SECRET_NAME = re.compile(r"(^|[._])(token|api_?key|access_?key|password|secret)$", re.IGNORECASE)
 SECRET_IN_URL = re.compile(r"://[^/@\s]+@")
+# Packages that import each other in a circle, protobuf among them, break where several threads import them at once.
+_IMPORTING = threading.Lock()
 
 # What is handed on of a line: its step and the numbers in it.
 Row = tuple[int, dict[str, float]]
@@ -35,6 +37,10 @@ class Sink(Protocol):
     """One place that the numbers go to. Anything it raises drops it for the rest of the run."""
 
     name: str
+
+    def load(self) -> None:
+        """Import what the other three need; never done for two sinks at once."""
+        ...
 
     def open(self, run: str | None) -> str:
         """Begin, before the first row. `run` is what an earlier `open` gave, for its run to go on, or None."""
@@ -122,6 +128,8 @@ class _Feed(threading.Thread):
         if not rows:
             return
         if not self._open:
+            with _IMPORTING:
+                self.sink.load()
             self._note(run=self.sink.open(self._noted["run"]))
             self._open = True
         self.sink.write(rows)
@@ -174,6 +182,11 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def load(self) -> None:
+        import tensorboard.compat.proto.event_pb2
+        import tensorboard.compat.proto.summary_pb2
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+
     def open(self, run: str | None) -> str:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -205,8 +218,11 @@ class Wandb:
     def __init__(self, run_name: str, settings: Mapping[str, Any], folder: Path, *, project: str) -> None:
         self.run_name, self.settings, self.folder, self.project = run_name, settings, folder, project
 
-    def open(self, run: str | None) -> str:
+    def load(self) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # noqa: F401
+
+    def open(self, run: str | None) -> str:
         import wandb
 
         private = wandb.Settings(
@@ -256,13 +272,17 @@ class Mlflow:
     def __init__(self, run_name: str, settings: Mapping[str, Any], uri: str, *, experiment: str) -> None:
         self.run_name, self.settings, self.uri, self.experiment = run_name, settings, uri, experiment
 
-    def open(self, run: str | None) -> str:
+    def load(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # Its own 7 attempts of 120 s are longer than the end of a run waits.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         if "://" not in self.uri or self.uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for a second yes
+        from mlflow import MlflowClient  # noqa: F401
+        from mlflow.entities import Metric, Param  # noqa: F401
+
+    def open(self, run: str | None) -> str:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self.uri)

@@ -33,6 +33,8 @@ class Kept:
         self.runs: list[str | None] = []
         self.closed: list[bool] = []
 
+    def load(self) -> None: ...
+
     def open(self, run: str | None) -> str:
         self.runs.append(run)
         return run or "one"
@@ -55,6 +57,22 @@ class Broken(Kept):
 
     def write(self, rows: Sequence[Row]) -> None:
         raise ConnectionError(f"no answer from https://me:{os.environ['MLFLOW_TRACKING_PASSWORD']}@there\nor elsewhere")
+
+
+class Loading(Kept):
+    """A sink that needs a moment to import what it needs and sees whether another does so at the same time."""
+
+    under_way, most = 0, 0
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def load(self) -> None:
+        Loading.under_way += 1
+        Loading.most = max(Loading.most, Loading.under_way)
+        time.sleep(0.05)
+        Loading.under_way -= 1
 
 
 class Stuck(Kept):
@@ -97,6 +115,14 @@ def _train(journal: Journal, sink: Sink, first: int, last: int) -> None:
         for step in range(first, last + 1):
             journal.write(step=step, **{**TRAINING, "loss": 10 / step})
         journal.write(step=last, epoch=0.5, map50=0.25, perplexity=float("inf"))
+
+
+def test_no_two_sinks_import_at_the_same_time(journal: Journal) -> None:
+    loading = [Loading("first"), Loading("second"), Loading("third")]
+    with Follower(journal.path, loading):
+        journal.write(step=1, **TRAINING)
+    assert [sink.steps for sink in loading] == [[1]] * 3
+    assert Loading.most == 1
 
 
 def test_lines_are_passed_on_while_the_run_is_under_way(journal: Journal) -> None:
