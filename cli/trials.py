@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.files import finite, replace_when_complete
 from contracts.plan import Hardware, Plan
-from contracts.records import Records, read_facts
 from contracts.run import RunSpec
 from contracts.workload import settings_of
 from tasks.plan import current_plan
-from tasks.stage import folder
+from tasks.training import training_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,17 +56,7 @@ def run_to_time(workload: str, hardware: Hardware) -> RunSpec:
         SlipwayError: when they have not run, or the settings cannot be used.
     """
     settings = settings_of(workload)
-    records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
-    return RunSpec(
-        workload=workload,
-        settings=settings.model_dump(mode="json"),
-        facts=read_facts(records.path.parent),
-        records=str(records.path.parent.resolve()),
-        root=str(records.root.resolve()),
-        output="",
-        plan=current_plan(workload, settings, hardware),
-        fingerprint="",
-    )
+    return training_run(workload, settings, current_plan(workload, settings, hardware))
 
 
 def say_if_busy() -> None:

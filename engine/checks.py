@@ -21,12 +21,12 @@ from contracts.records import Records
 from contracts.run import RunSpec
 from contracts.workload import Arrays
 from engine.beacon import collective, mark
+from engine.feeding import moved
 from engine.lesson import Lesson, has_fallen
-from engine.loop import Loop, _moved, save_weights
-from engine.memory import is_out_of_memory
+from engine.loop import Loop, save_weights
+from engine.memory import is_out_of_memory, peak_bytes
 from engine.parts import load_weights
 from engine.rehearsal import Batch, Drawn, Look, Rehearsal, num_bytes
-from engine.stopwatch import _peak_bytes
 from engine.stream import Sample, Stream
 from engine.torch_runtime import torch_run
 
@@ -93,7 +93,7 @@ def _estimated(loop: Rehearsal, step_seconds: float, say: Tell) -> float:
     """The seconds that the run will take (on rank 0), and all else that it will take told."""
     validation, checkpoint, weights = loop.time_validation(), loop.checkpoint_bytes(), num_bytes(loop.validator.complete())
     device = loop.backend.device
-    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_bytes(device)
+    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_bytes(device)
     measured = loop.backend.gather((step_seconds, validation, peak))
     if measured is None:
         return 0.0
@@ -434,7 +434,7 @@ def teacher(lesson: Lesson) -> Finding:
         return Finding(name, "not applicable", "the objective has none")
     if len(lesson.batches) < 2:
         return Finding(name, "not applicable", "the run has a single micro-batch to compare")
-    first, second = (_moved(batch, lesson.backend.device) for batch in lesson.batches[:2])
+    first, second = (moved(batch, lesson.backend.device) for batch in lesson.batches[:2])
 
     @torch.no_grad()
     def said(batch: Batch) -> list[torch.Tensor]:

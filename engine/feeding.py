@@ -87,6 +87,14 @@ class _Worker:
         _leave_group()
 
 
+def moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch, or an output, with its tensors on `device`."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
+
+
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 

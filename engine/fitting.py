@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
-import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from contracts.files import write_json
 from contracts.plan import Plan
 from contracts.run import RunSpec
 from engine import beacon
@@ -22,34 +18,17 @@ from engine.parts import load_weights
 from engine.planning import memory_limit, with_micro_batch
 from engine.probing import Probed
 from engine.torch_runtime import torch_run
-from engine.worker import _end_with_parents, _kind
+from engine.worker import run_rank
 
 # A GPU that was filled to the last byte when it was tried is too small for a batch that is a little larger.
 SPARE = 0.03
 STEPS, NUM_SCORED = 2, 16
 
 
-def main(path: str) -> int:
-    """Try what is undecided; gives the exit status. What went wrong goes to error-<rank>.json of the run's folder."""
-    _end_with_parents()
-    spec, rank = RunSpec.read(Path(path)), int(os.environ.get("RANK", "0"))
-    folder = Path(spec.output)
-    beacon.start(folder / "beacons", rank)
-    try:
-        torch.set_num_threads(spec.plan.threads)
-        _try_all(spec, folder)
-        beacon.finish()
-    except BaseException as error:
-        kind = "OutOfMemory" if is_out_of_memory(error) else _kind(error)
-        words = {"rank": rank, "kind": kind, "message": str(error), "time": time.time()}
-        write_json(folder / f"error-{rank}.json", words)
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _try_all(spec: RunSpec, folder: Path) -> None:
+def try_all(spec: RunSpec) -> None:
     """Every candidate that is undecided, as all ranks agree; rank 0 writes what came of it."""
+    torch.set_num_threads(spec.plan.threads)
+    folder = Path(spec.output)
     found, fitting = Probed.read(folder), Fitting(spec)
     first, device = fitting.backend.rank == 0, fitting.backend.device
     if device.type == "cuda" and memory_limit() is None:
@@ -144,4 +123,4 @@ class Fitting(Loop):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run_rank(sys.argv[1], try_all, memory_is_a_kind=True))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,7 @@ POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
 # A rank that is killed leaves the others this long to say so themselves.
 GRACE_SECONDS = 5.0
 ALONE = ("single", "dp")
+LOG = "log.txt"
 
 
 def launch(spec: RunSpec) -> RunResult:
@@ -91,7 +92,7 @@ def _run(spec: RunSpec, output: Path) -> _End:
     asked: list[int] = []
     with _signals(_passing_on(process, spec.plan, asked)):
         try:
-            status = _wait(process, watch)
+            status = wait(process, watch)
         finally:
             end(process)
     if (output / "result.json").exists():
@@ -102,7 +103,7 @@ def _run(spec: RunSpec, output: Path) -> _End:
     return _End(cause="interrupted") if asked and failure.cause in ("lost", "never started") else failure
 
 
-def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
+def wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
     """The exit status of the ranks. Where one is lost, the others are ended a little later: the agent would wait for half a minute.
 
     Raises:
@@ -119,6 +120,36 @@ def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
             if lost and looked - lost > GRACE_SECONDS:
                 end(process)
     return process.returncode
+
+
+@contextlib.contextmanager
+def ranks(
+    spec: RunSpec, module: str, *words: str, silence: float | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Watch]]:
+    """The ranks of a run, each of which is `module`, inside; they end with the block. What they say goes to LOG in `spec.output`.
+
+    `silence` is how many seconds they may stand still, where it is not for the plan to say.
+    """
+    output = Path(spec.output)
+    spec.write(output / "spec.json")
+    watch = Watch(output / "beacons", range(spec.plan.ranks), silence or spec.plan.longest_silence)
+    line, variables = [*command(spec.plan, output / "spec.json", module=module), *words], environment(spec.plan)
+    with (output / LOG).open("wb") as log:
+        process = subprocess.Popen(line, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process, watch
+    finally:
+        end(process)
+
+
+def errors_in(output: Path) -> list[dict[str, Any]]:
+    """What ranks said of their end, the first to fail first."""
+    return sorted((read_json(path) for path in output.glob("error-*.json")), key=lambda error: error["time"])
+
+
+def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are not merely the loss of another rank."""
+    return [error for error in errors if error["kind"] != "LostRank"]
 
 
 def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
@@ -194,8 +225,8 @@ def _passing_on(process: subprocess.Popen[bytes], plan: Plan, asked: list[int]) 
 
 def _failure(spec: RunSpec, output: Path, status: int) -> _End:
     """Why there is no result, in the words of the rank that failed first."""
-    errors = sorted((read_json(path) for path in output.glob("error-*.json")), key=lambda error: error["time"])
-    own = [error for error in errors if error["kind"] != "LostRank"]
+    errors = errors_in(output)
+    own = own_errors(errors)
     if own:
         first = own[0]
         known = first["kind"] in ("SlipwayError", "OutOfMemory")

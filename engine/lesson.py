@@ -13,7 +13,7 @@ from torch import nn
 from contracts.plan import Plan
 from contracts.run import RunSpec
 from engine.beacon import mark
-from engine.loop import _moved
+from engine.feeding import moved
 from engine.parts import what_trains
 from engine.planning import largest_divisor
 from engine.randomness import key
@@ -43,7 +43,7 @@ class Lesson:
         mark("learning")
         torch.manual_seed(key(self.loop.train.seed, "lesson", number))
         with self.backend.accumulate(meet=True), self.backend.autocast():
-            output = self.backend.forward(_moved(batch, self.backend.device))
+            output = self.backend.forward(moved(batch, self.backend.device))
         self.backend.backward(output["loss"])
         self._note()
         self.backend.step(rate=rate, scale=1.0)

@@ -8,7 +8,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -26,7 +25,7 @@ from engine.backends.single import Single
 from engine.beacon import WAITING_FOR_DATA, collective, mark
 from engine.checkpoint import Checkpoints
 from engine.ema import Average
-from engine.feeding import feed
+from engine.feeding import feed, moved
 from engine.memory import is_out_of_memory, is_tight, release
 from engine.normalization import GhostStatistics
 from engine.planning import smaller
@@ -167,7 +166,7 @@ class Loop:
         mark(WAITING_FOR_DATA, step=step, keys=[])
         samples, batch = next(self._batches)
         self._waited += time.monotonic() - began
-        batch = _moved(batch, backend.device)
+        batch = moved(batch, backend.device)
         torch.manual_seed(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))
         with backend.accumulate(meet=meet):
             mark("forward", keys=[self.records.key(sample.index) for sample in samples])
@@ -342,10 +341,3 @@ def save_weights(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """A state dict as safetensors, atomically."""
     with replace_when_complete(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -185,3 +186,19 @@ def _peaks(spec: RunSpec, workload: Workload, settings: Settings, sizes: tuple[i
             objective(batch)["loss"].backward()
         peaks[size] = counted.peak
     return peaks
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had so far: of tensors on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # getrusage would count the launcher's memory at the moment of the start, too
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,28 +6,25 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from contracts.errors import Hung
-from contracts.files import read_json, write_json
 from contracts.preflight import Estimate, Finding
 from contracts.run import RunSpec
-from engine import beacon
 from engine.hang import Watch
-from engine.launch import LOOK_SECONDS, POLL_SECONDS, command, end, environment
-from engine.worker import _end_with_parents, _kind
+from engine.launch import LOG, LOOK_SECONDS, POLL_SECONDS, errors_in, own_errors, ranks
+from engine.worker import run_rank
 
 # Longer than any check takes in which no rank moves.
 LONGEST_SILENCE = 120.0
-FINDINGS, ESTIMATE, LOG = "findings.jsonl", "estimate.json", "log.txt"
+FINDINGS = "findings.jsonl"
 
 
 def examine(spec: RunSpec, *, shortest: float = 0.0) -> Iterator[Finding | Estimate]:
@@ -38,19 +35,13 @@ def examine(spec: RunSpec, *, shortest: float = 0.0) -> Iterator[Finding | Estim
     with tempfile.TemporaryDirectory(prefix="slipway-preflight-") as folder:
         output = Path(folder)
         spec = replace(spec, output=folder)
-        spec.write(output / "spec.json")
-        words = [*command(spec.plan, output / "spec.json", module="engine.preflight"), str(shortest)]
         silence = max(spec.plan.longest_silence, LONGEST_SILENCE)
-        watch = Watch(output / "beacons", range(spec.plan.ranks), silence)
-        with (output / LOG).open("wb") as log:
-            process = subprocess.Popen(words, env=environment(spec.plan), stdout=log, stderr=subprocess.STDOUT)
-        try:
-            yield from _followed(process, watch, output)
-        except Hung as hung:
-            yield _ended(str(hung), "a rank stood still", "see the stack above: what it names waits for ever")
-            return
-        finally:
-            end(process)
+        with ranks(spec, "engine.preflight", str(shortest), silence=silence) as (process, watch):
+            try:
+                yield from _followed(process, watch, output)
+            except Hung as hung:
+                yield _ended(str(hung), "a rank stood still", "see the stack above: what it names waits for ever")
+                return
         if process.returncode:
             yield _failure(output, process.returncode)
 
@@ -88,8 +79,7 @@ def _read(line: str) -> Finding | Estimate:
 
 def _failure(output: Path, status: int) -> Finding:
     """The finding that a rank did not come to the end of the checks."""
-    errors = sorted((read_json(path) for path in output.glob("error-*.json")), key=lambda error: error["time"])
-    own = [error for error in errors if error["kind"] != "LostRank"]
+    own = own_errors(errors_in(output))
     if not own:
         said = " | ".join((output / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
         return _ended(
@@ -105,29 +95,16 @@ def _ended(reason: str, cause: str, remedy: str) -> Finding:
     return Finding("training steps", "failed", reason, cause, remedy)
 
 
-def main(path: str, shortest: float) -> int:
-    """What runs in every rank; gives the exit status. Rank 0 writes what is found, line by line, into the run's folder."""
-    _end_with_parents()
-    spec, rank = RunSpec.read(Path(path)), int(os.environ.get("RANK", "0"))
-    output = Path(spec.output)
-    beacon.start(output / "beacons", rank)
+def check_run(spec: RunSpec, shortest: float) -> None:
+    """What runs in every rank: rank 0 writes what is found, line by line, into the run's folder."""
+    from engine.checks import check
 
     def tell(found: Finding | Estimate) -> None:
-        with (output / FINDINGS).open("a", encoding="utf-8") as file:
+        with (Path(spec.output) / FINDINGS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found)) + "\n")
 
-    try:
-        from engine.checks import check
-
-        check(spec, tell=tell, shortest=shortest)
-        beacon.finish()
-    except BaseException as error:
-        words = {"rank": rank, "kind": _kind(error), "message": str(error), "time": time.time()}
-        write_json(output / f"error-{rank}.json", words)
-        traceback.print_exc()
-        return 1
-    return 0
+    check(spec, tell=tell, shortest=shortest)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2])))
+    sys.exit(run_rank(sys.argv[1], partial(check_run, shortest=float(sys.argv[2]))))

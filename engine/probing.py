@@ -7,7 +7,6 @@ the others), the candidate does not fit and the rest is tried in a new start.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,8 +18,7 @@ from contracts.files import read_json, write_json
 from contracts.run import RunSpec
 from contracts.settings import validate
 from contracts.workload import load
-from engine.hang import Watch
-from engine.launch import _wait, command, end, environment
+from engine.launch import LOG, errors_in, own_errors, ranks, wait
 from engine.planning import micro_batches
 
 STATE = "probe.json"
@@ -99,16 +97,8 @@ def searched(candidates: tuple[int, ...], start: Callable[[Path], int]) -> Probe
 
 def _run(spec: RunSpec) -> int:
     """One start of the ranks; gives their exit status."""
-    folder = Path(spec.output)
-    spec.write(folder / "spec.json")
-    watch = Watch(folder / "beacons", range(spec.plan.ranks), spec.plan.longest_silence)
-    words = command(spec.plan, folder / "spec.json", module="engine.fitting")
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(words, env=environment(spec.plan), stdout=log, stderr=subprocess.STDOUT)
-        try:
-            return _wait(process, watch)
-        finally:
-            end(process)
+    with ranks(spec, "engine.fitting") as (process, watch):
+        return wait(process, watch)
 
 
 def _failure(folder: Path) -> str:
@@ -117,15 +107,14 @@ def _failure(folder: Path) -> str:
     Raises:
         SlipwayError: when it was for something else.
     """
-    paths = sorted(folder.glob("error-*.json"))
-    errors = sorted((read_json(path) for path in paths), key=lambda error: error["time"])
-    for path in paths:
+    errors = errors_in(folder)
+    for path in folder.glob("error-*.json"):
         path.unlink()
     scarce = [error for error in errors if error["kind"] == "OutOfMemory"]
-    own = [error for error in errors if error["kind"] not in ("LostRank", "OutOfMemory")]
+    own = [error for error in own_errors(errors) if error["kind"] != "OutOfMemory"]
     if own and not scarce:
         first = own[0]
-        print((folder / "log.txt").read_text(encoding="utf-8", errors="replace"), file=sys.stderr, flush=True)
+        print((folder / LOG).read_text(encoding="utf-8", errors="replace"), file=sys.stderr, flush=True)
         kind = "" if first["kind"] == "SlipwayError" else f"{first['kind']}: "
         raise SlipwayError(f"probing for memory failed on rank {first['rank']}: {kind}{first['message']}")
     return scarce[0]["message"] if scarce else ""

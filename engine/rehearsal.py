@@ -14,7 +14,8 @@ import torch
 
 from contracts.run import RunSpec
 from engine.beacon import collective
-from engine.loop import Loop, _moved
+from engine.feeding import moved
+from engine.loop import Loop
 from engine.memory import is_out_of_memory, release
 from engine.normalization import statistics_paused
 from engine.randomness import key
@@ -72,7 +73,7 @@ class Rehearsal(Loop):
             torch.manual_seed(key(self.train.seed, "look", number))
             try:
                 with statistics_paused(), self.backend.autocast(), collective("exchange in the forward"):
-                    output = self.backend.forward(_moved(batch, self.backend.device))
+                    output = self.backend.forward(moved(batch, self.backend.device))
             except Exception as error:
                 if not (is_out_of_memory(error) and self.backend.divides):
                     raise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from contracts.run import RunSpec
 from engine import beacon
 from engine.beacon import READING, WAITING_FOR_DATA, Beacon
 from engine.loop import Loop, OutOfMemory, _StopRequest
-from engine.memory import is_out_of_memory, limited
+from engine.memory import limited, peak_bytes
 from engine.trial import PARTS
-from engine.worker import _end_with_parents, _kind
+from engine.worker import run_rank
 
 # The parts of a step (see engine/trial.py), by the marks that the loop sets on its way.
 PART_OF = {
@@ -36,22 +36,11 @@ PART_OF = {
 }
 
 
-def main(path: str, steps: int, warmup: int) -> int:
-    """What runs in every rank; gives the exit status. What it measured goes to measured-<rank>.json of the run's folder."""
-    _end_with_parents()
-    spec, rank = RunSpec.read(Path(path)), int(os.environ.get("RANK", "0"))
-    output = Path(spec.output)
-    try:
-        stopwatch = Stopwatch.start(output / "beacons", rank)
-        write_json(output / f"measured-{rank}.json", _measure(spec, stopwatch, steps, warmup))
-        beacon.finish()
-    except BaseException as error:
-        kind = OutOfMemory.__name__ if is_out_of_memory(error) else _kind(error)
-        words = {"rank": rank, "kind": kind, "message": str(error), "time": time.time()}
-        write_json(output / f"error-{rank}.json", words)
-        traceback.print_exc()
-        return 1
-    return 0
+def time_steps(spec: RunSpec, steps: int, warmup: int) -> None:
+    """What this rank measures goes to measured-<rank>.json of the run's folder."""
+    rank, output = int(os.environ.get("RANK", "0")), Path(spec.output)
+    stopwatch = Stopwatch.start(output / "beacons", rank)
+    write_json(output / f"measured-{rank}.json", _measure(spec, stopwatch, steps, warmup))
 
 
 def _measure(spec: RunSpec, stopwatch: Stopwatch, steps: int, warmup: int) -> dict[str, Any]:
@@ -62,7 +51,7 @@ def _measure(spec: RunSpec, stopwatch: Stopwatch, steps: int, warmup: int) -> di
     stopwatch.cuda = loop.backend.device.type == "cuda"
     with limited(loop.backend.device):
         laps = [stopwatch.time(loop) for _ in range(before + steps)][before:]
-    peak = _peak_bytes(loop.backend.device)
+    peak = peak_bytes(loop.backend.device)
     with beacon.collective("leaving the group"):
         loop.backend.close()
     parts = {name: [lap.get(name, 0.0) for _, lap in laps] for name in PARTS}
@@ -106,8 +95,7 @@ class Stopwatch(Beacon):
 
     @classmethod
     def start(cls, folder: Path, rank: int) -> Stopwatch:
-        """Be this process's beacon from now on."""
-        beacon.start(folder, rank)
+        """Be this process's beacon from now on, in place of the plain one."""
         stopwatch = cls(beacon.place_of(folder, rank).with_suffix(".beacon"))
         beacon._beacon = stopwatch
         return stopwatch
@@ -143,21 +131,6 @@ class Stopwatch(Beacon):
         return start.elapsed_time(stop) / 1000 if self.cuda else stop - start
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has had so far: of tensors on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # getrusage would count the launcher's memory at the moment of the start, too
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    work = partial(time_steps, steps=int(sys.argv[2]), warmup=int(sys.argv[3]))
+    sys.exit(run_rank(sys.argv[1], work, memory_is_a_kind=True))

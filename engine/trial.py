@@ -5,7 +5,6 @@ This is the launcher's side; `engine/stopwatch.py` is what runs in the ranks.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,8 +15,7 @@ from statistics import fmean, median
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.run import RunSpec
-from engine.hang import Watch
-from engine.launch import _wait, command, end, environment
+from engine.launch import LOG, errors_in, own_errors, ranks, wait
 
 PARTS = ("data", "forward", "backward", "optimizer", "sync")
 
@@ -57,31 +55,24 @@ def run_trial(spec: RunSpec, *, steps: int, warmup: int = 2) -> Trial:
         SlipwayError: with the words of the rank that crashed.
     """
     with tempfile.TemporaryDirectory(prefix="slipway-trial-") as folder:
-        output = Path(folder)
-        spec = replace(spec, output=folder)
-        spec.write(output / "spec.json")
-        words = [*command(spec.plan, output / "spec.json", module="engine.stopwatch"), str(steps), str(warmup)]
-        watch = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.longest_silence)
-        with (output / "log.txt").open("wb") as log:
-            env = environment(spec.plan)
-            process = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            try:
-                status = _wait(process, watch)
-            finally:
-                end(process)
+        output, spec = Path(folder), replace(spec, output=folder)
+        with ranks(spec, "engine.stopwatch", str(steps), str(warmup)) as (process, watch):
+            status = wait(process, watch)
         return _combined(spec, output) if status == 0 else _failed(output, status)
 
 
 def _combined(spec: RunSpec, output: Path) -> Trial:
     """What the ranks measured, as one."""
-    ranks = [read_json(output / f"measured-{rank}.json") for rank in range(spec.plan.ranks)]
-    slowest = tuple(max(times) for times in zip(*(one["seconds"] for one in ranks), strict=True))
-    parts = {name: [fmean(values) for values in zip(*(one["parts"][name] for one in ranks), strict=True)] for name in PARTS}
+    measured = [read_json(output / f"measured-{rank}.json") for rank in range(spec.plan.ranks)]
+    slowest = tuple(max(times) for times in zip(*(one["seconds"] for one in measured), strict=True))
+    parts = {
+        name: [fmean(values) for values in zip(*(one["parts"][name] for one in measured), strict=True)] for name in PARTS
+    }
     return Trial(
         step_seconds=slowest,
         samples_per_second=spec.plan.global_batch / median(slowest),
         breakdown={name: median(values) for name, values in parts.items()},
-        peak_bytes=max(one["peak_bytes"] for one in ranks),
+        peak_bytes=max(one["peak_bytes"] for one in measured),
     )
 
 
@@ -91,15 +82,15 @@ def _failed(output: Path, status: int) -> Trial:
     Raises:
         SlipwayError: when it was not for want of memory.
     """
-    errors = sorted((read_json(path) for path in output.glob("error-*.json")), key=lambda error: error["time"])
+    errors = errors_in(output)
     scarce = [error for error in errors if error["kind"] == "OutOfMemory"]
     if scarce:
         return Trial(failed=scarce[0]["message"].splitlines()[0])
-    own = [error for error in errors if error["kind"] != "LostRank"]
+    own = own_errors(errors)
     started = any((output / "beacons").glob("rank-*.beacon"))
     if started and not own:  # the system's answer to too much memory is to kill, and nobody is left to say so
         return Trial(failed=f"a rank ended without a word (status {status}): killed, perhaps for want of memory")
-    print((output / "log.txt").read_text(encoding="utf-8", errors="replace"), file=sys.stderr, flush=True)
+    print((output / LOG).read_text(encoding="utf-8", errors="replace"), file=sys.stderr, flush=True)
     if not own:
         raise SlipwayError(f"timing a step failed: the ranks did not start (status {status}); what they said stands above")
     first = own[0]

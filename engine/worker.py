@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from contracts.errors import Interrupted
@@ -18,26 +19,42 @@ LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL",
 
 
 def main(path: str) -> int:
-    """Train as the spec says; gives the exit status. What went wrong goes to error-<rank>.json of the run's folder."""
-    _end_with_parents()
+    """Train as the spec says; gives the exit status."""
+    return run_rank(path, _train)
+
+
+def run_rank(path: str, work: Callable[[RunSpec], None], *, memory_is_a_kind: bool = False) -> int:
+    """Do `work` as one rank of the run in SPEC.json, watched and tied to whoever started it; gives the exit status.
+
+    What went wrong goes to error-<rank>.json of the run's folder; with `memory_is_a_kind`, every way in which memory runs out
+    counts there as OutOfMemory.
+    """
+    end_with_parents()
     spec = RunSpec.read(Path(path))
     rank, output = int(os.environ.get("RANK", "0")), Path(spec.output)
     beacon.start(output / "beacons", rank)
     try:
-        _train(spec)
+        work(spec)
     except Interrupted as stop:
         if rank == 0:
             write_json(output / "interrupted.json", {"message": str(stop)})
-        beacon.finish()
     except BaseException as error:
         text = traceback.format_exc()
+        kind = "OutOfMemory" if memory_is_a_kind and _is_out_of_memory(error) else _kind(error)
         write_json(
             output / f"error-{rank}.json",
-            {"rank": rank, "kind": _kind(error), "message": str(error), "traceback": text, "time": time.time()},
+            {"rank": rank, "kind": kind, "message": str(error), "traceback": text, "time": time.time()},
         )
         print(text, file=sys.stderr, flush=True)
         return 1
+    beacon.finish()
     return 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from engine.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _train(spec: RunSpec) -> None:
@@ -54,7 +71,6 @@ def _train(spec: RunSpec) -> None:
         result.write(Path(spec.output) / "result.json")
     with beacon.collective("leaving the group"):
         loop.backend.close()
-    beacon.finish()
 
 
 def _kind(error: BaseException) -> str:
@@ -67,7 +83,7 @@ def _kind(error: BaseException) -> str:
     return "LostRank" if lost else type(error).__name__
 
 
-def _end_with_parents() -> None:
+def end_with_parents() -> None:
     """End this process when torchrun's agent, or whoever started the run, is gone: no rank trains on as an orphan."""
     import psutil
 

@@ -301,9 +301,9 @@ def spec_of(workload: str) -> tuple[RunSpec, Settings]:
 
 def main(place: Path) -> None:
     """What the process does that tries the export: spec.json of a folder to finding.json."""
-    from engine.worker import _end_with_parents
+    from engine.worker import end_with_parents
 
-    _end_with_parents()
+    end_with_parents()
     write_json(place / "finding.json", asdict(export(RunSpec.read(place / "spec.json"))))
 
 

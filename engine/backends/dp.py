@@ -15,6 +15,7 @@ from torch import nn
 
 from contracts.plan import Plan
 from engine.backends.single import Single
+from engine.feeding import moved
 from engine.normalization import fold
 
 
@@ -36,8 +37,8 @@ class Dp(Single):
         """The output for a micro-batch, computed on the device whose turn it is."""
         place = self._turn % len(self._models)
         self._turn += 1
-        output = self._models[place](_moved(batch, self.devices[place]))
-        return _moved(output, self.device)
+        output = self._models[place](moved(batch, self.devices[place]))
+        return moved(output, self.device)
 
     def reduce(self) -> None:
         copies = self._models[1:]
@@ -70,7 +71,3 @@ class Dp(Single):
         for parameter, *others in zip(*(one.parameters() for one in self._models), strict=True):
             for other in others:
                 other.copy_(parameter, non_blocking=True)
-
-
-def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
