@@ -21,7 +21,7 @@ environment:
 demo: environment
 	@git rev-parse --git-dir >/dev/null 2>&1 || git init --quiet
 	@test -d .dvc || $(BIN)/dvc init --quiet
-	@echo "demo: download, parse, plan, train, evaluate, export, quantize, report, publish; some minutes on two cores"
+	@echo "demo: download, parse, prepare, plan, train, evaluate, export, quantize, report, publish; some minutes on two cores"
 	@$(BIN)/slipway run segmentation
 
 test: environment

@@ -159,7 +159,9 @@ def train_ultralytics(output: Path) -> None:
     prepare_ultralytics()
     import torch
     from ultralytics import YOLO
+    from ultralytics.utils import SETTINGS
 
+    SETTINGS.update({"mlflow": False, "wandb": False, "tensorboard": False})  # it would report to whatever is installed
     train = read_json(output / "settings.json")
     config = yaml.safe_load((MODELS / f"{train['model']}.yaml").read_text())
     path = output / "digits-seg.yaml"

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 VERBS = {
     "run": "Run a workload's whole pipeline; what has not changed is skipped.",
     "predict": "Predict with the published model.",
+    "caption": "Write captions for a folder of pictures.",
     "use": "Write a preset of a workload into params.yaml.",
     "plan": "Show a workload's training plan with its reasons, or measure it.",
+    "quality": "Report on the quality of the parsed data: duplicates, lengths, balance, rare things.",
     "hardware": "Show this machine's hardware and the training plan it gets.",
     "profile": "Time training steps over sizes of micro-batch, and say what to change.",
     "scale": "Time training steps over numbers of ranks: speed-up and efficiency.",

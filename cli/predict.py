@@ -142,19 +142,23 @@ def write_picture(path: Path, result: Prediction) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def newest_model() -> Path:
-    """The version that a file registry calls latest, or else the newest quantized model of this project.
+def newest_model(workload: str | None = None) -> Path:
+    """The version that a file registry calls latest, or else the newest quantized model of this project; of one workload alone
+    where one is named.
 
     Raises:
         SlipwayError: when there is neither.
     """
     pointers = [path for registry in registries() for path in registry.glob("*/latest.json")]
-    if pointers:
-        return latest(max(pointers, key=lambda path: path.stat().st_mtime))
-    artifacts = sorted(Path("data/quantize").glob("*/artifact.json"), key=lambda path: path.stat().st_mtime)
+    for pointer in sorted(pointers, key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = latest(pointer)
+        if workload in (None, Artifact.read(folder).workload):
+            return folder
+    found = Path("data/quantize").glob(f"{workload or '*'}/artifact.json")
+    artifacts = sorted(found, key=lambda path: path.stat().st_mtime)
     if not artifacts:
         raise SlipwayError(
-            "no model found: neither registry/*/latest.json nor data/quantize/*/artifact.json is there. "
+            f"no model {f'for {workload} ' if workload else ''}found: neither registry/*/latest.json nor data/quantize/*/artifact.json has one. "
             "Train one (slipway run), or give --model FOLDER"
         )
     return artifacts[-1].parent

@@ -12,6 +12,10 @@ def run(
     force: Annotated[list[str] | None, typer.Option(help="Run this stage even if nothing changed; may be repeated.")] = None,
 ) -> None:
     """Run a workload's whole pipeline; what has not changed is skipped."""
+    from cli.use import enlist
+
+    if workload:
+        enlist(workload)
     from flows.train_pipeline import run_flow
 
     run_flow(workload, force=force or [])

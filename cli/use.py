@@ -37,9 +37,27 @@ def use(
     listed += [] if workload in listed else [workload]
     after = {**before, "workloads": listed, workload: wanted}
     if changes := list(differences(before, after)):
-        write(params, merged(params, chosen, workload), expected=after)
+        write(params, merged(params, chosen.read_text(encoding="utf-8"), workload), expected=after)
         print("\n".join(f"  {change}" for change in changes))
     print(f"{params}: {workload} {'now uses' if changes else 'already used'} the preset {preset}")
+
+
+def enlist(workload: str, params: Path = Path("params.yaml")) -> None:
+    """Put a workload that exists among those that params.yaml runs, with its default section where it has none; say so.
+
+    Without a params.yaml, or such a workload, nothing is done: whoever reads the pipeline says what is wrong.
+    """
+    if workload not in names() or not params.is_file():
+        return
+    before = read_params(params)
+    listed = list(before.get("workloads") or [])
+    if workload in listed:
+        return
+    if workload not in before:
+        use(workload, "default", params)
+        return
+    write(params, merged(params, "", workload), expected={**before, "workloads": [*listed, workload]})
+    print(f"{params}: workloads lists {workload} now, so that `dvc repro` runs it too")
 
 
 def presets_of(workload: str) -> dict[str, Path]:
@@ -65,8 +83,8 @@ def preset_file(workload: str, preset: str) -> Path:
     )
 
 
-def merged(params: Path, chosen: Path, workload: str) -> str:
-    """The text of params.yaml with the preset in it."""
+def merged(params: Path, chosen: str, workload: str) -> str:
+    """The text of params.yaml with the preset's text in it, and the workload among those that run."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
@@ -76,7 +94,7 @@ def merged(params: Path, chosen: Path, workload: str) -> str:
     yaml.preserve_quotes, yaml.width = True, 4096
     yaml.indent(mapping=step, sequence=offset + 2, offset=offset)
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(NULL, "null"))
-    data, preset = yaml.load(text), yaml.load(chosen.read_text(encoding="utf-8"))
+    data, preset = yaml.load(text), yaml.load(chosen) or {}
     if not isinstance(data.get("workloads"), list):
         data.insert(0, "workloads", CommentedSeq())
         data["workloads"].fa.set_flow_style()

@@ -149,7 +149,7 @@ class Records(Sequence[Record]):
         """The records of one split, in the order they were written."""
         import numpy as np
 
-        splits = self.table["split"].to_numpy(zero_copy_only=False)[self.positions]
+        splits = np.array(self.table["split"].to_pylist())[self.positions]  # to_numpy would import pandas
         return self.take(np.flatnonzero(splits == name))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Records:

@@ -59,6 +59,10 @@ class ParseSettings(Section):
         return self
 
 
+class PrepareSettings(Section):
+    """What is computed once, before any training."""
+
+
 class PlanSettings(Section):
     """Wishes about the layout of training on this machine; it decides what they leave open. They change speed and memory,
     not what is learnt, so they are no part of a run's identity.
@@ -162,6 +166,7 @@ class Settings(Section):
 
     download: DownloadSettings = DownloadSettings()
     parse: ParseSettings = ParseSettings()
+    prepare: PrepareSettings = PrepareSettings()
     plan: PlanSettings = PlanSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

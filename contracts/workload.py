@@ -58,13 +58,14 @@ class Metric:
 class Graph:
     """One part that ships. `inputs` are example arrays in call order; `outputs` names what the module returns, in order;
     `dynamic` names the axes that may vary: {"images": {0: "batch"}}; `preprocessing` says, as data for the artifact, what must
-    happen to raw data before this graph."""
+    happen to raw data before this graph. A `language_decoder` bears weights of 4 bits."""
 
     module: nn.Module
     inputs: Mapping[str, np.ndarray]
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    language_decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Prediction(Protocol):
 class Workload(Protocol):
     """One kind of training job. Its folder exports an instance named WORKLOAD.
 
-    `facts` is what `facts()` gave after parsing (class names, for one): known only once the data is there.
+    `facts` is what `facts()` gave after parsing (class names, for one) and, after that, `prepare()`: known only once the data
+    is there.
     """
 
     Settings: ClassVar[type[Settings]]
@@ -140,6 +142,12 @@ class Workload(Protocol):
 
     def facts(self, raw: Path, records: Records, settings: Any) -> dict[str, Any]:
         """What the later stages must know of the data; written as JSON."""
+        ...
+
+    def prepare(self, records: Records, settings: Any, facts: Facts, folder: Path) -> dict[str, Any]:
+        """Compute once what no training changes (base models, frozen features) into `folder`, and give the facts that come
+        with it. What the folder holds from before is used again where it still fits. Later stages find the folder's path,
+        from the project's folder, in their facts under "prepared"."""
         ...
 
     def dataset(self, records: Records, settings: Any, facts: Facts, *, training: bool) -> Dataset:

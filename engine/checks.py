@@ -23,12 +23,13 @@ from contracts.workload import Arrays
 from engine.beacon import collective, mark
 from engine.feeding import moved
 from engine.lesson import Lesson, has_fallen
-from engine.loop import Loop, save_weights
+from engine.loop import Loop
 from engine.memory import is_out_of_memory, peak_bytes
 from engine.parts import load_weights
 from engine.rehearsal import Batch, Drawn, Look, Rehearsal, num_bytes
 from engine.stream import Sample, Stream
 from engine.torch_runtime import torch_run
+from engine.weights import read_weights, save_weights
 
 Tell = Callable[[Finding | Estimate], None]
 
@@ -387,11 +388,9 @@ def saved_weights(lesson: Lesson, folder: Path) -> Finding:
 
 def _fresh(loop: Loop, path: Path) -> nn.Module:
     """A new objective with saved weights, as the later stages make it; whatever is drawn in building comes out differently."""
-    from safetensors.torch import load_file
-
     torch.manual_seed(loop.train.seed + 1)
     objective = loop.workload.build(loop.settings, loop.spec.facts, pretrained=False)
-    objective.load_state_dict(load_file(path), strict=True)
+    read_weights(objective, path)
     return objective.to(loop.backend.device)
 
 

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from contracts.errors import Interrupted, SlipwayError
-from contracts.files import replace_when_complete
 from contracts.progress import Progress
 from contracts.records import Records
 from contracts.run import RunResult, RunSpec
@@ -34,6 +32,7 @@ from engine.schedule import learning_rate_factor
 from engine.stream import Stream
 from engine.tracking import Journal
 from engine.validation import Validator
+from engine.weights import save_weights
 
 ROWS_PER_RUN = 200
 # Steps after a start in which gradients meet only once all ranks have said that their memory sufficed.
@@ -335,9 +334,3 @@ class _StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self.asked = True
-
-
-def save_weights(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A state dict as safetensors, atomically."""
-    with replace_when_complete(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)

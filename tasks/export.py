@@ -76,7 +76,8 @@ def describe_graph(name: str, graph: Graph) -> dict[str, Any]:
             "dtype": str(example.dtype),
             "shape": [varying.get(axis, size) for axis, size in enumerate(example.shape)],
         }
-    return {"file": f"graphs/{name}.onnx", "inputs": inputs, "outputs": list(graph.outputs)}
+    described = {"file": f"graphs/{name}.onnx", "inputs": inputs, "outputs": list(graph.outputs)}
+    return {**described, "language_decoder": True} if graph.language_decoder else described
 
 
 def write_onnx(graph: Graph, path: Path, settings: ExportSettings) -> None:
@@ -131,6 +132,7 @@ def quiet_exporter() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # several inputs share it
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
             yield

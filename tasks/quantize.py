@@ -15,7 +15,7 @@ from contracts.settings import QuantizeSettings
 from contracts.workload import Arrays, Metric, Run
 from serving.runtime import open_run
 from tasks.shipping.latency import interleaved, laps, one_torch_thread
-from tasks.shipping.quantizing import dynamic_int8, static_int8
+from tasks.shipping.quantizing import dynamic_int8, static_int8, weight_only_int4
 from tasks.shipping.recording import Call, calls, spread
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
@@ -148,7 +148,20 @@ def variants(recipe: str, bench: Bench) -> list[tuple[str, Callable[[Path, Path,
         return [(recipe, lambda source, target, graph: dynamic_int8(source, target))]
     if recipe == "fp16":
         return [(recipe, half_precision(bench.trained))]
-    return [(recipe, "int4 is for the weights of language decoders, and no graph of this model is one")]
+    return [(recipe, four_bits(bench.source))]
+
+
+def four_bits(source: Path) -> Callable[[Path, Path, str], None] | str:
+    """Stores the weights of language decoders in 4 bits, and leaves other graphs as they are."""
+    graphs = read_json(source / "artifact.json")["graphs"]
+    decoders = {name for name, graph in graphs.items() if graph.get("language_decoder")}
+    if not decoders:
+        return "int4 is for the weights of language decoders, and no graph of this model is one"
+
+    def build(source: Path, target: Path, graph: str) -> None:
+        (weight_only_int4 if graph in decoders else shutil.copyfile)(source, target)
+
+    return build
 
 
 def half_precision(trained: Trained) -> Callable[[Path, Path, str], None] | str:

@@ -56,15 +56,15 @@ class Trained:
         Raises:
             SlipwayError: when the weights are missing or are not those of this network, with the names that differ.
         """
-        from safetensors.torch import load_file
+        from engine.weights import read_weights
 
         path = folder("train", self.name) / "model" / "weights.safetensors"
         if not path.is_file():
             raise SlipwayError(f"{path} is missing: run the train stage first (python -m tasks.train {self.name})")
         objective = self.workload.build(self.settings, self.facts, pretrained=False)
         try:
-            objective.load_state_dict(load_file(path), strict=True)
-        except RuntimeError as error:
+            read_weights(objective, path)
+        except ValueError as error:
             raise SlipwayError(f"{path} does not fit the network that its spec.json describes: {error}") from None
         return objective.eval()
 

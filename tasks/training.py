@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from contracts.errors import SlipwayError
+from contracts.files import read_json
 from contracts.plan import Plan
 from contracts.records import Records, read_facts
 from contracts.run import RunSpec
@@ -19,10 +21,10 @@ def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
     """The run, its folder under runs/ named by its fingerprint.
 
     Raises:
-        SlipwayError: when the records are missing.
+        SlipwayError: when the records, or what is prepared from them, are missing.
     """
     records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
-    facts = read_facts(folder("parse", workload))
+    facts = known_facts(workload)
     fingerprint = run_fingerprint(workload, settings, records, facts)
     return RunSpec(
         workload=workload,
@@ -34,6 +36,16 @@ def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
         plan=plan,
         fingerprint=fingerprint,
     )
+
+
+def known_facts(workload: str) -> dict[str, Any]:
+    """What is known of the data before training: the facts of `parse` and of `prepare`."""
+    path = folder("prepare", workload) / "facts.json"
+    if not path.is_file():
+        raise SlipwayError(
+            f"{path} is missing: run the prepare stage first (dvc repro, or python -m tasks.prepare {workload})"
+        )
+    return {**read_facts(folder("parse", workload)), **read_json(path)}
 
 
 def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""Small real data for every test: scenes drawn by `sample()`, parsed by the real parser."""
+"""Small real data for every test: examples that a workload's own `sample()` drew, parsed by its real parser."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,38 +12,87 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
+# A short run: 8 samples a batch, in ghost batches of 2.
+SHORT = {"global_batch": 8, "ghost_batch": 2, "epochs": 2, "warmup_epochs": 0.5, "optimizer": "SGD", "ema_decay": 0.9}
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """Raw scenes, the folder with their records, and their facts."""
+class Examples:
+    """Raw examples, the folder with their records, and their facts."""
 
     raw: Path
     records: Path
     facts: dict[str, Any]
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    """48 scenes of digits as `download` and `parse` leave them."""
+Scenes = Examples  # those of segmentation
+
+
+def prepared(name: str, settings: Any, folder: Path, *, num: int) -> Examples:
+    """A workload's own sample of `num` examples as `download`, `parse` and `prepare` leave it, below `folder`."""
     from contracts.records import Record, Records, write_records
     from contracts.workload import load
 
-    workload = load("segmentation")
-    folder = tmp_path_factory.mktemp("scenes")
-    raw, parsed = folder / "raw", folder / "parse"
+    workload = load(name)
+    raw, parsed, own = folder / "raw", folder / "parse", folder / "prepare"
     raw.mkdir()
-    workload.sample(raw, 48)
-    settings = workload.Settings()
+    own.mkdir()
+    workload.sample(raw, num)
     inputs, targets = workload.schema()
     found = (item for item in workload.parse(raw, settings, processes=1) if isinstance(item, Record))
     write_records(parsed, found, inputs=inputs, targets=targets, shares=settings.parse.shares)
-    return Scenes(raw, parsed, workload.facts(raw, Records.open(parsed, root=raw), settings))
+    records = Records.open(parsed, root=raw)
+    facts = workload.facts(raw, records, settings)
+    made = workload.prepare(records, settings, facts, own)
+    return Examples(raw, parsed, {**facts, **made, **({"prepared": str(own)} if made else {})})
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    """48 scenes of digits."""
+    from contracts.workload import load
+
+    return prepared("segmentation", load("segmentation").Settings(), tmp_path_factory.mktemp("scenes"), num=48)
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Rows of the tiny workload: 5 steps an epoch, the last of which takes some of the next one's."""
+    from tests.engine.tiny_workload import write_rows
+
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "parse", num_train=37, num_val=11)
+    return Examples(folder, folder / "parse", {})
 
 
 @pytest.fixture
 def make_spec(scenes: Scenes, tmp_path: Path) -> Callable[..., Any]:
-    """A short run on the scenes: 32 px, 8 samples a batch, SGD; keywords change settings of `train`, `layout` the plan."""
+    """A short run of segmentation on the scenes, at 32 px; keywords change settings of `train`, `layout` the plan."""
+    return _runs("segmentation", scenes, tmp_path, image_size=32, learning_rate=0.002)
+
+
+@pytest.fixture
+def make_tiny_spec(rows: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """As `make_spec`, of the tiny workload, which all ranks launched in the test know: they start in half the time."""
+    from tests.engine.tiny_ranks import join_the_house
+
+    join_the_house(monkeypatch.setattr)
+    return _runs("tiny", rows, tmp_path, learning_rate=0.05)
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Any], Any]]:
+    """Trains a run in processes of its own as `launch` does, but on ranks that are there already."""
+    from tests.engine.waiting_ranks import WaitingRanks
+
+    waiting = {ranks: WaitingRanks(tmp_path_factory.mktemp("waiting"), ranks) for ranks in (1, 2)}
+    yield lambda spec: waiting[spec.plan.ranks].train(spec)
+    for ranks in waiting.values():
+        ranks.close()
+
+
+def _runs(workload: str, examples: Examples, folder: Path, **usual: Any) -> Callable[..., Any]:
+    """Makes short runs of a workload, with `usual` settings of `train`, below `folder`."""
     from contracts.plan import Plan
     from contracts.run import RunSpec
     from contracts.workload import load
@@ -58,15 +107,13 @@ def make_spec(scenes: Scenes, tmp_path: Path) -> Callable[..., Any]:
         layout: dict[str, Any] | None = None,
         **train: Any,
     ) -> RunSpec:
-        sizes = {"image_size": 32, "global_batch": 8, "ghost_batch": 2, "epochs": 2, "warmup_epochs": 0.5}
-        rates = {"optimizer": "SGD", "learning_rate": 0.002, "ema_decay": 0.9}
-        settings = load("segmentation").Settings.model_validate({"train": {**sizes, **rates, **train}})
+        settings = load(workload).Settings.model_validate({"train": {**SHORT, **usual, **train}})
         accumulation = settings.train.global_batch // (ranks * micro_batch)
         backend = backend or ("ddp" if ranks > 1 else "single")
         plan = Plan(backend, "cpu", ranks, micro_batch, accumulation, 1, 0, 2, "fp32", {}, **layout or {})  # pyright: ignore
-        folders = {"records": str(scenes.records), "root": str(scenes.raw), "output": str(tmp_path / name)}
+        folders = {"records": str(examples.records), "root": str(examples.raw), "output": str(folder / name)}
         return RunSpec(
-            "segmentation", settings.model_dump(mode="json"), scenes.facts, **folders, plan=plan, fingerprint=fingerprint
+            workload, settings.model_dump(mode="json"), examples.facts, **folders, plan=plan, fingerprint=fingerprint
         )
 
     return make

@@ -47,6 +47,8 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     slipway, *run = readme_command(".venv/bin/slipway run segmentation")
     run = [name if word == "segmentation" else word for word in run]
     _said(project, slipway, "use", name, "small")
+    params = project / "params.yaml"
+    params.write_text(re.sub(r"(?m)^workloads: \[.*\]", f"workloads: [{name}]", params.read_text()))
 
     first = _said(project, slipway, *run)
     assert "published: v1" in first
@@ -57,7 +59,7 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     lock = (project / "dvc.lock").read_bytes()
 
     second = _said(project, slipway, *run)
-    assert len(re.findall(r"\bunchanged +\d", second)) == 9
+    assert len(re.findall(r"\bunchanged +\d", second)) == 10
     assert "up to date" in _said(project, *readme_command(".venv/bin/dvc repro"))
     assert (project / "dvc.lock").read_bytes() == lock
 
@@ -69,11 +71,18 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     assert any((project / ".slipway" / "remote" / "files").rglob("*"))
     assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
 
-    picture = next((project / "data" / "download" / name / "raw").rglob("*.jpg"))
+    picture = next(
+        path for path in (project / "data" / "download" / name / "raw").rglob("*") if path.suffix in (".jpg", ".png")
+    )
     (project / "my-pictures").mkdir()
     shutil.copy2(picture, project / "my-pictures")
     _said(project, *readme_command(".venv/bin/slipway predict my-pictures"))
     assert json.loads((project / "predictions" / "predictions.json").read_text())
+    if name == "captioning":
+        _said(project, *readme_command(".venv/bin/slipway quality captioning"))
+        assert json.loads((project / "data" / "quality" / name / "quality.json").read_text())
+        _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))
+        assert json.loads((project / "captions.jsonl").read_text())["caption"]
 
 
 @pytest.mark.parametrize("name", names())

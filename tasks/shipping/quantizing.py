@@ -129,6 +129,17 @@ def dynamic_int8(source: Path, target: Path) -> None:
         quantize_dynamic(model, target, weight_type=QuantType.QInt8, per_channel=True)
 
 
+def weight_only_int4(source: Path, target: Path) -> None:
+    """Write `target`: the weights of matrix products in 4 bits, blocks of 32 with a scale each; activations stay float."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with quiet_quantizer():
+        quantizer: Any = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=True, accuracy_level=4)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(target))
+
+
 def prepare(source: Path, target: Path) -> Path:
     """A copy with constants folded, shapes inferred and every node named, as the quantizer wants it.
 

@@ -20,6 +20,8 @@ def enter(folder: Path, scenes: Scenes, patch: pytest.MonkeyPatch, **train: Any)
     (parse / "records.arrow").symlink_to(scenes.records / "records.arrow")
     (parse / "facts.json").write_text(json.dumps(scenes.facts))
     (download / "raw").symlink_to(scenes.raw)
+    (folder / "data" / "prepare" / "segmentation").mkdir(parents=True)
+    (folder / "data" / "prepare" / "segmentation" / "facts.json").write_text("{}")
     params = {"segmentation": {"train": {"image_size": 32, "epochs": 1, **train}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     patch.chdir(folder)

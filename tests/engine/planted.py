@@ -1,4 +1,4 @@
-"""Ranks with a fault planted in one of them: `python -m tests.engine.planted SPEC.json`, alone or under torchrun.
+"""Ranks of the tiny workload with a fault planted in one of them: run by `tests.engine.tiny_ranks`, as its MODULE.
 
 The environment variable PLANTED names the fault. With `--launch` it is the launcher of such ranks, in a process of its own.
 """
@@ -12,15 +12,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contracts.run import RunSpec
 from engine import beacon, launch, worker
+from tests.engine import tiny_ranks
+
+if TYPE_CHECKING:
+    import pytest
 
 GUILTY = 1
 FROM_PROGRESS = 0.2  # the share of the run after which a record is bad
 SLOW_SECONDS = 0.06  # a micro-batch, of which a step has four
-LARGEST_BATCH, LARGEST_PICTURES = 2, 1
+LARGEST_BATCH, LARGEST_CALL = 2, 1
 FAILING_CALL = 8  # the second micro-batch of step 3, where a step has two
 
 
@@ -33,31 +37,30 @@ def error() -> None:
     """A record that cannot be read."""
 
     def fail() -> None:
-        raise LookupError("the picture is gone")
+        raise LookupError("the row is gone")
 
     _plant_in_reading(fail)
 
 
 def _plant_in_reading(fault: Callable[[], None]) -> None:
-    from workloads.segmentation.dataset import SegmentationDataset
+    from tests.engine.tiny_workload import TinyDataset
 
-    read = SegmentationDataset.item
+    read = TinyDataset.item
 
     def item(self: Any, index: int, rng: Any, *, progress: float) -> Any:
         if progress >= FROM_PROGRESS:
             fault()
         return read(self, index, rng, progress=progress)
 
-    SegmentationDataset.item = item
+    TinyDataset.item = item
 
 
 def memory() -> None:
     """Too little memory: for micro-batches above LARGEST_BATCH from the call FAILING_CALL on, and for as good as every validation."""
-    from workloads.segmentation.graph import CameraGraph
-    from workloads.segmentation.objective import SegmentationObjective
+    from tests.engine.tiny_workload import Shipped, TinyObjective
 
-    _fail_above(SegmentationObjective, lambda batch: len(batch["images"]), LARGEST_BATCH, from_call=FAILING_CALL)
-    _fail_above(CameraGraph, len, LARGEST_PICTURES, from_call=1)
+    _fail_above(TinyObjective, lambda batch: len(batch["rows"]), LARGEST_BATCH, from_call=FAILING_CALL)
+    _fail_above(Shipped, len, LARGEST_CALL, from_call=1)
 
 
 def _fail_above(module: Any, size: Callable[[Any], int], largest: int, *, from_call: int) -> None:
@@ -76,15 +79,15 @@ def _fail_above(module: Any, size: Callable[[Any], int], largest: int, *, from_c
 
 def slow() -> None:
     """Steps long enough to be met by somebody who looks on."""
-    from workloads.segmentation.objective import SegmentationObjective
+    from tests.engine.tiny_workload import TinyObjective
 
-    compute = SegmentationObjective.forward
+    compute = TinyObjective.forward
 
     def forward(self: Any, batch: Any) -> Any:
         time.sleep(SLOW_SECONDS)
         return compute(self, batch)
 
-    SegmentationObjective.forward = forward
+    TinyObjective.forward = forward
 
 
 def die() -> None:
@@ -96,13 +99,20 @@ def die() -> None:
 FAULTS = {one.__name__: one for one in (hang, error, memory, slow, die)}
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = ("slow", "die")
+command = functools.partial(tiny_ranks.command, module="tests.engine.planted")
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Launch ranks with that fault from now on, to the end of the test."""
+    monkeypatch.setenv("PLANTED", fault)
+    monkeypatch.setattr(launch, "command", command)
 
 
 def main() -> int:
     if sys.argv[1] == "--launch":
         from benchmarks.soak import launch_as_told
 
-        launch.command = functools.partial(launch.command, module="tests.engine.planted")
+        launch.command = command
         return launch_as_told(Path(sys.argv[2]))
     fault = os.environ["PLANTED"]
     if fault in EVERYWHERE or int(os.environ["RANK"]) == GUILTY:

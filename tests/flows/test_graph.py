@@ -11,7 +11,7 @@ from contracts.errors import SlipwayError
 from flows.graph import Stage, in_order, read_graph
 from tests.flows.tiny_project import ROOT
 
-STAGES = ["download", "parse", "plan", "train", "evaluate", "export", "quantize", "report", "publish"]
+STAGES = ["download", "parse", "prepare", "plan", "train", "evaluate", "export", "quantize", "report", "publish"]
 
 
 def stage(name: str, *before: str) -> Stage:

@@ -87,7 +87,7 @@ def test_weights_of_another_network_are_refused(project: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"1.weight": torch.zeros(3)}, Path("data/train") / NAME / "model" / "weights.safetensors")
-    with pytest.raises(SlipwayError, match=r"(?s)does not fit the network.*Missing key"):
+    with pytest.raises(SlipwayError, match=r"(?s)does not fit the network.*size mismatch for 1.weight"):
         evaluate.run(NAME)
 
 

@@ -47,6 +47,9 @@ class Segmentation:
 
         return facts(raw, records, settings.parse)
 
+    def prepare(self, records: Records, settings: SegmentationSettings, facts: Facts, folder: Path) -> dict[str, Any]:
+        return {}  # every part of the network is trained, and every picture is varied
+
     def dataset(self, records: Records, settings: SegmentationSettings, facts: Facts, *, training: bool) -> Dataset:
         from workloads.segmentation.dataset import SegmentationDataset
 

@@ -68,7 +68,7 @@ class SegmentationDataset:
         classes, boxes, segments = labels
         height, width = picture.shape[:2]
         return {
-            "im_file": self.records[index].key,  # Mosaic takes it along
+            "im_file": self.records.key(index),  # Mosaic takes it along
             "img": picture.copy(),
             "cls": classes.copy(),
             "instances": Instances(boxes.copy(), segments.copy(), bbox_format="xyxy", normalized=True),

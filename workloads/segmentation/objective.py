@@ -89,7 +89,7 @@ def make_optimizer(objective: nn.Module, settings: SegmentationTrain) -> torch.o
     if sgd:
         rate = settings.learning_rate * scale
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999), fused=True)
 
 
 def save(objective: nn.Module, path: Path, settings: SegmentationTrain, classes: Sequence[str]) -> None:

@@ -1,0 +1,61 @@
+"""`slipway quality`: what the parsed data of a workload are like, before any training: a page, its pictures, the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contracts.errors import SlipwayError
+from contracts.files import replace_when_complete
+from contracts.records import Records, read_facts
+from contracts.workload import load, names, settings_of
+from tasks.stage import folder
+
+NUMBERS = "quality.json"
+
+
+def quality(
+    workload: Annotated[str, typer.Argument(help="Which workload; its data must be parsed.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; by default data/quality/WORKLOAD.")
+    ] = None,
+) -> None:
+    """Report on the quality of a workload's parsed data: duplicates, lengths, balance, rare things. No model is needed."""
+    settings, report = settings_of(workload), report_of(workload)
+    output = output or folder("quality", workload)
+    check_place(output)
+    parsed = folder("parse", workload)
+    records = Records.open(parsed, root=folder("download", workload) / "raw")
+    with replace_when_complete(output) as partial:
+        partial.mkdir()
+        found = report(records, settings, read_facts(parsed), partial)
+    print(*(f"* {one}" for one in found["findings"]), f"written: {output / 'quality.md'}, {output / NUMBERS}", sep="\n")
+
+
+def report_of(workload: str) -> Any:
+    """The workload's `quality(records, settings, facts, folder)`: it writes quality.md and quality.json to the folder and
+    gives what the latter holds, with `findings`, a sentence each.
+
+    Raises:
+        SlipwayError: when it has none; says which workloads do.
+    """
+    if report := getattr(load(workload), "quality", None):
+        return report
+    others = [name for name in names() if hasattr(load(name), "quality")]
+    there_are = f"these have one: {', '.join(others)}" if others else "no workload has one"
+    raise SlipwayError(f"the workload {workload!r} has no data quality report; {there_are}")
+
+
+def check_place(output: Path) -> None:
+    """The folder is replaced as a whole, so it must be new, empty, or an earlier report.
+
+    Raises:
+        SlipwayError: otherwise.
+    """
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / NUMBERS).is_file():
+            raise SlipwayError(f"--output {output} holds other things, which would be lost: give a new folder")
+    elif output.exists():
+        raise SlipwayError(f"--output {output} is a file: give a folder")

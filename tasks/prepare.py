@@ -1,0 +1,26 @@
+"""Stage prepare: what no training changes, computed once: base models, frozen features. Most workloads have nothing of the kind."""
+
+from __future__ import annotations
+
+from contracts.files import write_json
+from contracts.records import Records, read_facts
+from contracts.workload import load, settings_of
+from tasks.stage import folder, stage_main
+
+
+def run(workload: str) -> None:
+    """Let `workload` write what it needs to data/prepare/`workload`, and facts.json beside it when that is complete.
+
+    DVC leaves the folder as it is before the stage, so that features of pictures seen before are not computed again.
+    """
+    settings, kind, output = settings_of(workload), load(workload), folder("prepare", workload)
+    records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
+    output.mkdir(parents=True, exist_ok=True)
+    facts = kind.prepare(records, settings, read_facts(folder("parse", workload)), output)
+    write_json(output / "facts.json", {**facts, "prepared": output.as_posix()} if facts else {})
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{workload}: {size / 1e6:,.1f} MB in {output}" if facts else f"{workload}: nothing to prepare")
+
+
+if __name__ == "__main__":
+    stage_main(run)

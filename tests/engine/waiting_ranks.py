@@ -1,0 +1,112 @@
+"""Ranks that wait for runs and train them in turn: a start of Python and torch for all of them, not for each.
+
+Every run is a process of its own on every rank, forked from one that has imported everything and done nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from contracts.files import read_json, write_json
+from contracts.plan import Plan
+from contracts.run import RunResult, RunSpec
+from engine import launch, worker
+from engine.backends import NAMES
+from tests.engine import tiny_ranks
+
+POLL_SECONDS, PATIENCE_SECONDS = 0.02, 120.0
+OWNER = "WAITING_FOR_RUNS_OF"
+
+
+class WaitingRanks:
+    """So many ranks under torchrun, which know the tiny workload; started with the first run, ended with `close`."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        self.folder, self.ranks, self.turns = folder, ranks, itertools.count()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def train(self, spec: RunSpec) -> RunResult:
+        """What the ranks report of a run, as `engine.launch.launch` would."""
+        self.process = self.process or self._started()
+        output, turn = Path(spec.output), next(self.turns)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "result.json").unlink(missing_ok=True)
+        spec.write(output / "spec.json")
+        write_json(self.folder / f"turn-{turn}.json", {"spec": str(output / "spec.json")})
+        ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(self.ranks)]
+        assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
+        return RunResult.read(output / "result.json")
+
+    def close(self) -> None:
+        """End the ranks, which are waiting."""
+        if self.process:
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                one.kill()
+            self.process.kill()
+            self.process.wait()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        plan = Plan("ddp", "cpu", self.ranks, 1, 1, 1, 0, 2, "fp32", {})
+        line = tiny_ranks.command(plan, self.folder, module="tests.engine.waiting_ranks")
+        # Not by the launcher's own variable: a launcher ends all that carry its number when one of its runs is over.
+        variables = {**launch.environment(plan), OWNER: str(os.getpid())}
+        del variables["SLIPWAY_LAUNCHER"]
+        return subprocess.Popen(line, env=variables, start_new_session=True)
+
+
+def _wait_for(path: Path, other: int) -> dict[str, Any]:
+    """What stands in a file, once it is there.
+
+    Raises:
+        AssertionError: when the process `other` is gone, or PATIENCE_SECONDS are over.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        there = psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE
+        assert there, f"process {other} has ended without {path}"
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(POLL_SECONDS)
+    return read_json(path)
+
+
+def import_everything() -> None:
+    """What a run would import on any backend, and of the workloads that it may be of."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    backends = [f"engine.backends.{name}" for name in NAMES]
+    for module in ("accelerate", "deepspeed", "pandas", "torch._dynamo", "engine.loop", *backends, "workloads.tiny"):
+        importlib.import_module(module)
+
+
+def main(folder: Path) -> None:
+    """Train what is asked for, turn by turn, until nobody is there to ask."""
+    import_everything()
+    rank, owner = os.environ["RANK"], int(os.environ[OWNER])
+    for turn in itertools.count():
+        path = folder / f"turn-{turn}.json"
+        while not path.exists():
+            if not psutil.pid_exists(owner):
+                return
+            time.sleep(POLL_SECONDS)
+        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(read_json(path)["spec"])})
+
+
+def _in_a_process(spec: str) -> int:
+    """The status of a rank that trains as `spec` says, in a process that ends with it."""
+    if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
+        return subprocess.run([sys.executable, "-m", "tests.engine.tiny_ranks", "engine.worker", spec]).returncode
+    if (child := os.fork()) == 0:
+        os._exit(worker.main(spec))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""A captioner of the real classes, so small and untrained that it is there in a second, and scenes to caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.records import Record, Records, write_records
+from contracts.workload import load
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Parsed scenes, what `parse` and `prepare` found, and settings that go with them."""
+
+    records: Records
+    facts: dict[str, Any]
+    settings: Any
+    folder: Path
+
+    def with_train(self, **values: Any) -> Any:
+        """The settings with other values of `train`."""
+        return self.settings.model_copy(update={"train": self.settings.train.model_copy(update=values)})
+
+
+def write_bases(folder: Path, *, encoder: str = "siglip") -> dict[str, dict[str, str]]:
+    """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them."""
+    import torch
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
+
+    from workloads.captioning.base.language import END, texts, train_tokenizer
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seeing: dict[str, Any] = {**sizes, "image_size": 48, "patch_size": 16}
+    square = {"height": 48, "width": 48}
+    if encoder == "clip":
+        CLIPVisionModel(CLIPVisionConfig(**seeing)).save_pretrained(folder / "encoder")
+        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=square).save_pretrained(folder / "encoder")
+    else:
+        SiglipVisionModel(SiglipVisionConfig(**seeing, vision_use_head=False)).save_pretrained(folder / "encoder")
+        SiglipImageProcessor(size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder / "encoder")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer([" ".join(pair) for pair in texts(300, 0)]), eos_token=END, pad_token=END
+    )
+    end: Any = tokenizer.convert_tokens_to_ids(END)
+    config = LlamaConfig(
+        **sizes,
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        eos_token_id=end,
+        bos_token_id=end,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    return {part: {"name": str(folder / part)} for part in ("encoder", "decoder")}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """60 scenes and random base models, prepared."""
+    folder = tmp_path_factory.mktemp("captioning")
+    workload = load("captioning")
+    settings = workload.Settings.model_validate(
+        {"prepare": write_bases(folder), "train": {"global_batch": 8, "longest": 24, "lora": {"dropout": 0.0}}}
+    )
+    (folder / "raw").mkdir()
+    workload.sample(folder / "raw", 60)
+    inputs, targets = workload.schema()
+    found = (one for one in workload.parse(folder / "raw", settings, processes=1) if isinstance(one, Record))
+    write_records(folder / "parse", found, inputs=inputs, targets=targets, shares=settings.parse.shares)
+    records = Records.open(folder / "parse", root=folder / "raw")
+    facts = workload.facts(folder / "raw", records, settings)
+    prepared = folder / "prepare"
+    prepared.mkdir()
+    facts |= {**workload.prepare(records, settings, facts, prepared), "prepared": str(prepared)}
+    return Tiny(records, facts, settings, folder)

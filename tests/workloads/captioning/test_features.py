@@ -1,0 +1,87 @@
+"""What the frozen encoder says is computed once for each picture, by its content, and survives an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts.errors import SlipwayError
+from contracts.workload import load
+from tests.workloads.captioning.conftest import Tiny
+from workloads.captioning import features as module
+from workloads.captioning.dataset import keeps_features
+from workloads.captioning.features import Features
+
+
+def fresh(tiny: Tiny, folder: Path) -> Features:
+    return Features.of(tiny.facts, folder)
+
+
+def hashes(tiny: Tiny, rows: range) -> list[str]:
+    return [tiny.records[row].inputs["sha256"] for row in rows]
+
+
+def test_pictures_that_were_there_before_cost_nothing_and_new_ones_only_themselves(tiny: Tiny, tmp_path: Path) -> None:
+    few, all_of_them = tiny.records.take(range(20)), tiny.records
+    assert fresh(tiny, tmp_path).compute(few, tiny.facts, batch_size=8) == 20
+    assert fresh(tiny, tmp_path).compute(few, tiny.facts, batch_size=8) == 0
+    assert fresh(tiny, tmp_path).compute(all_of_them, tiny.facts, batch_size=8) == len(all_of_them) - 20
+    whole = fresh(tiny, tmp_path / "whole")
+    whole.compute(all_of_them, tiny.facts, batch_size=8)
+    in_parts = fresh(tiny, tmp_path)
+    for sha256 in hashes(tiny, range(len(all_of_them))):
+        assert np.abs(in_parts.of_picture(sha256) - whole.of_picture(sha256)).max() < 2e-3
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = module._encoded
+
+    def interrupted(*arguments: Any) -> Any:
+        for number, batch in enumerate(encoded(*arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(module, "_encoded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fresh(tiny, tmp_path).compute(tiny.records, tiny.facts, batch_size=8)
+    assert len(fresh(tiny, tmp_path)) == 0
+    monkeypatch.setattr(module, "_encoded", encoded)
+    writing = fresh(tiny, tmp_path).folder / "writing.f16"
+    with writing.open("ab") as file:
+        file.write(b"half a row")
+    after = fresh(tiny, tmp_path)
+    assert after.compute(tiny.records, tiny.facts, batch_size=8) == len(tiny.records) - 24
+    whole = fresh(tiny, tmp_path / "whole")
+    whole.compute(tiny.records, tiny.facts, batch_size=8)
+    for sha256 in hashes(tiny, range(len(tiny.records))):
+        assert np.array_equal(after.of_picture(sha256), whole.of_picture(sha256))
+
+
+def test_another_processor_or_encoder_has_features_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    other = json.loads(json.dumps(tiny.facts))
+    other["picture"]["mean"] = [0.4, 0.4, 0.4]
+    moved = json.loads(json.dumps(tiny.facts))
+    moved["encoder"]["revision"] = "abc"
+    folders = {Features.of(facts, tmp_path).folder for facts in (tiny.facts, other, moved)}
+    assert len(folders) == 3
+
+
+def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SlipwayError, match="no features of the picture with SHA-256 00ff: run the prepare stage again"):
+        fresh(tiny, tmp_path).of_picture("00ff")
+
+
+@pytest.mark.parametrize("change", [{"augment": True}, {"unfreeze_encoder": 1}])
+def test_where_pictures_vary_or_the_encoder_learns_no_features_are_used(tiny: Tiny, change: dict[str, Any]) -> None:
+    assert keeps_features(tiny.settings)
+    assert not keeps_features(tiny.with_train(**change))
+    dataset = load("captioning").dataset(tiny.records, tiny.with_train(**change), tiny.facts, training=True)
+    rng = np.random.default_rng(0)
+    assert "pixels" in dataset.collate([dataset.item(0, rng, progress=0)])

@@ -1,0 +1,441 @@
+"""The five formats give the same records, side by side too, and what each of them may hold arrives as it was meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from contracts.errors import SlipwayError
+from contracts.records import Record, Records, Rejected, write_records
+from workloads.captioning.labels import facts, ordered, parse, schema
+from workloads.captioning.labels.captions import unpacked
+from workloads.captioning.labels.listing import Listing
+from workloads.captioning.labels.looking import look_at
+from workloads.captioning.labels.said import Unusable
+from workloads.captioning.labels.splits import Division, split_in_name, split_in_path
+from workloads.captioning.phrases import understand
+from workloads.captioning.scenes import write_scenes
+from workloads.captioning.settings import CaptioningParse
+
+SAID = {
+    "a.png": ["A dog runs , fast .", 'Two "brown" dogs; one cat'],
+    "b.jpg": ["Ein Hund läuft über die Straße"],
+    "c.png": ["a red ball", "a ball | red", "one\u00a0ball"],
+}
+KEPT = {**SAID, "c.png": ["a red ball", "a ball | red", "one ball"]}
+
+
+def picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size).save(path)
+    return path
+
+
+def rows() -> list[tuple[str, str]]:
+    return [(name, caption) for name, captions in SAID.items() for caption in captions]
+
+
+def lines(path: Path, *objects: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in objects), encoding="utf-8")
+
+
+def metadata(raw: Path) -> None:
+    lines(raw / "metadata.jsonl", *({"file_name": name, "text": captions} for name, captions in SAID.items()))
+
+
+def comma_table(raw: Path) -> None:
+    cells = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows()]
+    (raw / "mine.csv").write_text("\r\n".join(["image,caption", *cells]), encoding="utf-8-sig", newline="")
+
+
+def tab_table(raw: Path) -> None:
+    cells = ["\t".join((f'"{name}"', '"' + caption.replace('"', '""') + '"')) for name, caption in rows()]
+    (raw / "mine.tsv").write_text("\n".join(["Path\tDescription", *cells]), encoding="utf-16")
+
+
+def json_table(raw: Path) -> None:
+    lines(raw / "mine.jsonl", *({"image_path": name, "alt_text": caption} for name, caption in rows()))
+
+
+def flickr_csv(raw: Path) -> None:
+    body = [f"{name}| {number}| {caption}" for number, (name, caption) in enumerate(rows())]
+    (raw / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *body]) + "\n", encoding="utf-8")
+
+
+def flickr_token(raw: Path) -> None:
+    body = [f"{name}#{number}\t{caption}" for number, (name, caption) in enumerate(rows())]
+    (raw / "Flickr8k.token.txt").write_text("\n".join(body) + "\n", encoding="utf-8")
+    (raw / "Flickr8k.lemma.token.txt").write_text("a.png#0\tdog run\n")
+
+
+def coco(raw: Path) -> None:
+    names = list(SAID)
+    content = {
+        "images": [{"id": index, "file_name": name} for index, name in enumerate(names)],
+        "annotations": [
+            {"id": index, "image_id": names.index(name), "caption": caption} for index, (name, caption) in enumerate(rows())
+        ],
+    }
+    (raw / "captions.json").write_text(json.dumps(content))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "metadata": metadata,
+    "table: csv": comma_table,
+    "table: tsv": tab_table,
+    "table: jsonl": json_table,
+    "flickr: csv": flickr_csv,
+    "flickr: token": flickr_token,
+    "coco": coco,
+}
+
+
+def table_of(names: list[str], folder: Path, **columns: Any) -> pa.Table:
+    """Pictures as the Hub has them, and whatever else is in the rows."""
+    cells = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+    return pa.table({"image": pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), **columns})
+
+
+def stream(table: pa.Table, path: Path) -> None:
+    """An Arrow file as `datasets` writes it, two rows a batch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def pictures(folder: Path) -> Path:
+    for seed, name in enumerate(SAID):
+        picture(folder / name, seed=seed)
+    return folder
+
+
+def read(raw: Path, *, processes: int = 1, **settings: Any) -> dict[str, Record]:
+    """The records by key, where nothing is refused."""
+    found = list(parse(raw, CaptioningParse.model_validate(settings), processes=processes))
+    assert [one for one in found if isinstance(one, Rejected)] == []
+    return {one.key: one for one in found if isinstance(one, Record)}
+
+
+def captions(records: dict[str, Record]) -> dict[str, list[str]]:
+    return {key: one.targets["captions"] for key, one in records.items()}
+
+
+# The same captions in every format
+
+
+def test_every_format_gives_identical_records(tmp_path: Path) -> None:
+    found = {}
+    for name, write in WRITERS.items():
+        raw = pictures(tmp_path / name)
+        write(raw)
+        found[name] = list(read(raw).values())
+    assert {one.key: one.targets["captions"] for one in found["metadata"]} == KEPT
+    for name, records in found.items():
+        assert records == found["metadata"], name
+
+
+def test_shards_give_the_same_captions_sizes_and_hashes_as_files(tmp_path: Path) -> None:
+    files = read(_written(tmp_path / "files", metadata))
+    names, bodies = list(SAID), list(SAID.values())
+    tables = {
+        "list": table_of(names, tmp_path / "files", alt_text=bodies),
+        "rows": table_of([name for name, _ in rows()], tmp_path / "files", caption=[text for _, text in rows()]),
+        "bytes": pa.table({"jpg": [(tmp_path / "files" / name).read_bytes() for name in names], "text": bodies}),
+    }
+    for kind, table in tables.items():
+        raw = tmp_path / kind
+        raw.mkdir()
+        pq.write_table(table, raw / "mine.parquet")
+        stream(table, raw / "arrow" / "mine.arrow")
+        found = read(raw)
+        parquet = [one for one in found.values() if one.inputs["image"] == "mine.parquet"]
+        assert [_but_place(one) for one in parquet] == [_but_place(one) for one in files.values()], kind
+        arrow = [one for one in found.values() if one.inputs["image"] == "arrow/mine.arrow"]
+        if kind != "rows":  # a picture is gathered within a part of a shard
+            assert [_but_place(one) for one in arrow] == [_but_place(one) for one in files.values()], kind
+            assert [one.key for one in parquet] == ["mine.parquet#0", "mine.parquet#1", "mine.parquet#2"]
+            assert [one.inputs["row"] for one in arrow] == [0, 1, 2]
+
+
+def _written(raw: Path, write: Callable[[Path], None]) -> Path:
+    pictures(raw)
+    write(raw)
+    return raw
+
+
+def _but_place(record: Record) -> tuple[Any, ...]:
+    inputs = {name: value for name, value in record.inputs.items() if name not in ("image", "row")}
+    return inputs, record.targets, record.split, record.likeness
+
+
+def test_data_sets_side_by_side_are_all_read_each_in_its_own_format(tmp_path: Path) -> None:
+    _written(tmp_path / "first", coco)
+    _written(tmp_path / "second", flickr_csv)
+    pictures(tmp_path / "third")
+    (tmp_path / "third" / "data").mkdir()
+    pq.write_table(table_of(["a.png"], tmp_path / "third", text=["a shard"]), tmp_path / "third" / "data" / "0.parquet")
+    found = captions(read(tmp_path))
+    first, second = ({f"{folder}/{name}": said for name, said in KEPT.items()} for folder in ("first", "second"))
+    assert found == {**first, **second, "third/data/0.parquet#0": ["a shard"]}
+
+
+def test_captions_of_a_picture_are_gathered_from_rows_and_files_in_any_order(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "one.csv").write_text("image,caption\na.png,first\nb.jpg,other\na.png,second\n")
+    (tmp_path / "two.csv").write_text("image,caption\nb.jpg,more\na.png,third\n")
+    found = captions(read(tmp_path))
+    assert list(found.items()) == [("a.png", ["first", "second", "third"]), ("b.jpg", ["other", "more"])]
+
+
+def test_the_embedded_scenes_are_read_whole_with_their_splits_and_scenes(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_scenes(raw, 30)
+    written = {row["file_name"]: row for row in map(json.loads, (raw / "metadata.jsonl").read_text().splitlines())}
+    found = read(raw)
+    assert found.keys() == written.keys()
+    for key, record in found.items():
+        assert record.targets == {"captions": written[key]["text"], "scene": written[key]["scene"]}
+        assert record.split == written[key]["split"]
+        assert (record.inputs["width"], record.inputs["height"], record.inputs["row"]) == (48, 48, -1)
+        assert understand(record.targets["scene"])[0]
+    known = _facts(raw, tmp_path / "parse", found, CaptioningParse())
+    assert known["embedded"] is True
+    assert (known["num_records"], known["formats"]) == (len(written), ["metadata"])
+    assert known["counts"] == {"train": 24, "val": 2, "test": 4}
+
+
+def _facts(raw: Path, folder: Path, found: dict[str, Record], settings: CaptioningParse) -> dict[str, Any]:
+    inputs, targets = schema()
+    write_records(folder, found.values(), inputs=inputs, targets=targets, shares=settings.shares)
+    return facts(raw, Records.open(folder, root=raw), settings)
+
+
+def test_facts_count_captions_and_their_words(tmp_path: Path) -> None:
+    raw = _written(tmp_path / "raw", metadata)
+    known = _facts(raw, tmp_path / "parse", read(raw), CaptioningParse())
+    words = [len(caption.split()) for said in KEPT.values() for caption in said]
+    assert known["num_captions"] == len(words) == 6
+    assert known["mean_words"] == pytest.approx(sum(words) / 6)
+    assert known["most_words"] == max(words)
+    assert known["embedded"] is False
+
+
+def test_a_column_of_scenes_that_are_not_the_embedded_ones_is_left_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "a kitchen", "scene": "indoor"})
+    assert read(tmp_path)["a.png"].targets["scene"] == ""
+
+
+# Which picture is meant
+
+
+def test_a_picture_is_found_from_the_label_file_from_the_top_and_by_the_end_of_its_path(tmp_path: Path) -> None:
+    for name in ("set/images/A.JPG", "set/images/train/b.png", "other/b.png", "set/images/val2017/d.png", "set/e/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = Listing(tmp_path)
+    means = {
+        "../images/A.JPG": "set/images/A.JPG",
+        "set/images/A.JPG": "set/images/A.JPG",
+        "images\\a.jpg": "set/images/A.JPG",
+        "somewhere/a.jpg": "set/images/A.JPG",
+        "a": "set/images/A.JPG",
+        "b.png": "set/images/train/b.png",
+        str(tmp_path / "other" / "b.png"): "other/b.png",
+        "d.png": "set/images/val2017/d.png",
+    }
+    assert {name: listing.picture(name, "set/labels/x.csv", split="val") for name in means} == means
+    with pytest.raises(Unusable, match="several pictures fit"):
+        listing.picture("d.png", "set/labels/x.csv", split="test")
+
+
+def test_pictures_without_labels_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _written(tmp_path, metadata)
+    picture(tmp_path / "z.png")
+    assert "z.png" not in read(tmp_path)
+    assert "1 pictures are named by no label and are left out, such as z.png" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_label_file_is_read_once(tmp_path: Path) -> None:
+    _written(tmp_path, flickr_csv)
+    (tmp_path / "copy.csv").write_bytes((tmp_path / "results.csv").read_bytes())
+    assert captions(read(tmp_path)) == KEPT
+
+
+# Columns, filters
+
+
+def test_columns_are_called_what_the_settings_say(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "mine.csv").write_text("image,caption,Foto,Text_de\nx,bad,a.png,gut\n")
+    assert captions(read(tmp_path, image_column="foto", caption_column="text_de")) == {"a.png": ["gut"]}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_rows_are_kept_by_value_and_may_share_one_caption(tmp_path: Path, suffix: str) -> None:
+    pictures(tmp_path)
+    if suffix == "parquet":
+        table = table_of(list(SAID), tmp_path, is_document=pa.array([1, 0, 1], pa.int64()))
+        pq.write_table(table, tmp_path / "docs.parquet")
+    elif suffix == "jsonl":
+        lines(tmp_path / "docs.jsonl", *({"image": name, "is_document": name != "b.jpg"} for name in SAID))
+    else:
+        (tmp_path / "docs.csv").write_text("image,is_document\na.png,1\nb.jpg,0\nc.png,1.0\n")
+    found = read(tmp_path, keep={"is_document": 1}, caption="Text document.")
+    assert [one.targets["captions"] for one in found.values()] == [["Text document."]] * 2
+    kept = {look_at(tmp_path / name).sha256 for name in ("a.png", "c.png")}
+    assert {one.inputs["sha256"] for one in found.values()} == kept
+
+
+def test_a_list_in_a_cell_of_a_table_is_a_list_of_captions() -> None:
+    assert unpacked('["one", "two"]') == ["one", "two"]
+    assert unpacked("['one', 'it\\'s two']") == ["one", "it's two"]
+    assert unpacked("[laughs] he said") == "[laughs] he said"
+    assert unpacked("[__import__('os').getcwd()]") == "[__import__('os').getcwd()]"
+
+
+def missing(raw: Path, message: str, **settings: Any) -> None:
+    with pytest.raises(SlipwayError, match=message):
+        list(parse(raw, CaptioningParse.model_validate(settings), processes=1))
+
+
+def test_a_file_without_a_column_of_captions_stops_and_says_what_there_is(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "label": 3})
+    missing(tmp_path, "metadata.jsonl has no column of captions .*; it has file_name, label. Set captioning")
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "mine.csv").write_text("image,label\na.png,3\n")
+    missing(tmp_path, "no captions found .* mine.csv has the columns image, label")
+    (tmp_path / "mine.csv").unlink()
+    pq.write_table(table_of(["a.png"], tmp_path, label=[3]), tmp_path / "mine.parquet")
+    missing(tmp_path, "mine.parquet has no column of captions .*; it has image, label")
+
+
+def test_a_setting_that_fits_nothing_stops(tmp_path: Path) -> None:
+    raw = _written(tmp_path, json_table)
+    missing(raw, "parse.keep names the column 'document', which no file has", keep={"document": 1})
+    missing(raw, "parse.caption_column = 'captoin': no file has that column", caption_column="captoin")
+    missing(raw, "parse.labels = 'gone'", labels="gone")
+    missing(raw, "no captions found", format="coco")
+    missing(raw, "leaves no row", keep={"image_path": "none"})
+
+
+def test_files_that_cannot_be_read_at_all_stop_and_are_named(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("cut.json", b'{"images": [], "annotations": [{"caption": "a', "cut.json is not JSON"),
+        ("cut.parquet", b"PAR1 and nothing more", "cut.parquet cannot be read"),
+        ("cut.arrow", b"", "cut.arrow cannot be read"),
+        ("open.csv", b'image,caption\na.png,"' + b"x" * (1 << 23), "open.csv: row 2 cannot be read .*quotation mark"),
+        ("twice.csv", b"image,caption,caption\na.png,b,c\n", "twice.csv has two columns of one name"),
+    ):
+        raw = tmp_path / name.replace(".", "_")
+        picture(raw / "a.png")
+        (raw / name).write_bytes(content)
+        missing(raw, message)
+
+
+# Splits
+
+
+def test_splits_are_found_in_columns_names_of_files_and_folders(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        picture(tmp_path / "folders" / split / "a.png", seed=len(split))
+        lines(tmp_path / "folders" / split / "metadata.jsonl", {"file_name": "a.png", "text": f"a {split} picture"})
+        table = table_of(["a.png"], tmp_path / "folders" / split, text=[f"a {split} picture"])
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "shards" / f"{split}-00000-of-00001.parquet")
+    wanted = {"a train picture": "train", "a validation picture": "val", "a test picture": "test"}
+    for folder in ("folders", "shards"):
+        found = read(tmp_path / folder)
+        assert {one.targets["captions"][0]: one.split for one in found.values()} == wanted
+
+
+def test_a_column_of_splits_says_more_than_the_name_of_the_shard(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    table = table_of(list(SAID), tmp_path, caption=["x", "y", "z"], split=["train", "val", "test"])
+    pq.write_table(table, tmp_path / "TEST-00000-of-00009.parquet")
+    assert [one.split for one in read(tmp_path).values()] == ["train", "val", "test"]
+
+
+def test_the_lists_of_flickr8k_are_its_official_splits(tmp_path: Path) -> None:
+    _written(tmp_path, flickr_token)
+    for word, name in zip(("train", "dev", "test"), SAID, strict=True):
+        (tmp_path / f"Flickr_8k.{word}Images.txt").write_text(name + "\n")
+    assert {key: one.split for key, one in read(tmp_path).items()} == {"a.png": "train", "b.jpg": "val", "c.png": "test"}
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("annotations/captions_train2017.json", "train"),
+        ("data/validation-00000-of-00002.parquet", "val"),
+        ("alt-text-validation-train-00000.parquet", "train"),
+        ("set/test/data-00000-of-00001.arrow", "test"),
+        ("training.csv", "train"),
+        ("trainers.csv", None),
+        ("alt-text-validation/mine.csv", None),
+    ],
+)
+def test_a_label_file_is_named_after_its_split(path: str, split: str | None) -> None:
+    assert split_in_name(path) == split
+
+
+def test_the_nearest_folder_names_a_pictures_split() -> None:
+    assert split_in_path("train/images/val2017/a.jpg") == "val"
+    assert split_in_path("contest/a.jpg") is None
+
+
+def test_missing_splits_are_drawn_and_one_alone_is_none() -> None:
+    shares = (0.8, 0.1, 0.1)
+    assert Division.of(["train", None], shares).settle("train", "a") is None
+    drawn = {Division.of(["train", "test"], shares).settle("train", str(number)) for number in range(100)}
+    assert drawn == {"train", "val"}
+    assert Division.of(["train", "test"], shares).settle("test", "a") == "test"
+    assert Division.of(["train", "val", "test"], shares).settle("val", "a") == "val"
+
+
+# The machinery
+
+
+def test_two_processes_give_the_records_of_one_in_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "files")
+    body = []
+    for index in range(150):
+        name = list(SAID)[index % 3]
+        (tmp_path / "files" / f"{index}{Path(name).suffix}").write_bytes((tmp_path / "files" / name).read_bytes())
+        body.append({"file_name": f"{index}{Path(name).suffix}", "text": "" if index % 7 == 0 else f"number {index}"})
+    lines(tmp_path / "files" / "metadata.jsonl", *body)
+    (tmp_path / "shards").mkdir()
+    table = table_of(list(SAID) * 50, tmp_path / "files", caption=[f"number {index}" for index in range(150)])
+    pq.write_table(table, tmp_path / "shards" / "0.parquet", row_group_size=70)
+    monkeypatch.setattr(ordered, "ALONE_SECONDS", 0)
+    one, two = (list(parse(tmp_path, CaptioningParse(), processes=count)) for count in (1, 2))
+    assert one == two
+    assert sum(isinstance(result, Record) for result in one) == 128 + 9  # three pictures in each of three row groups
+
+
+def test_work_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+
+    def tasks():
+        nonlocal taken
+        while taken < 100 * ordered.CHUNK:
+            taken += 1
+            yield taken
+
+    monkeypatch.setattr(ordered, "ALONE_SECONDS", 0)
+    results = ordered.in_order(sorted, tasks(), 2)
+    assert [next(results)[1][0] for _ in range(3)] == [1, 1 + ordered.CHUNK, 1 + 2 * ordered.CHUNK]
+    assert taken < (2 * ordered.AHEAD + 4) * ordered.CHUNK
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,136 @@
+"""What is learnt of a caption, and what is not: padding, frozen weights, the number of micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from contracts.errors import SlipwayError
+from workloads.captioning.dataset import CaptioningDataset
+from workloads.captioning.model import pooled
+from workloads.captioning.objective import IGNORED, build, make_optimizer
+from workloads.captioning.settings import CaptioningTrain
+
+
+def batch_of(tiny: Any, rows: range, **train: Any) -> dict[str, torch.Tensor]:
+    dataset = CaptioningDataset(tiny.records.split("train"), tiny.with_train(**train), tiny.facts, training=True)
+    return dataset.collate([dataset.item(index, None, progress=0) for index in rows])
+
+
+def objective_of(tiny: Any, **train: Any) -> Any:
+    torch.manual_seed(1)
+    return build(tiny.with_train(**train), tiny.facts, pretrained=True)
+
+
+def gradients(objective: Any, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The gradient of the mean loss over all labels of the batches."""
+    objective.zero_grad()
+    total = 0.0
+    for batch in batches:
+        output = objective(batch)
+        (output["loss"] * output["weight"]).backward()
+        total += float(output["weight"])
+    return {name: value.grad / total for name, value in objective.named_parameters() if value.grad is not None}
+
+
+def test_padding_is_not_trained_on(tiny: Any) -> None:
+    batch = batch_of(tiny, range(4))
+    wider = {
+        name: torch.nn.functional.pad(batch[name], (0, 7), value=value) for name, value in (("ids", 0), ("labels", IGNORED))
+    }
+    objective = objective_of(tiny).eval()
+    plain, padded = objective(batch), objective({**batch, **wider})
+    assert float(plain["weight"]) == float(padded["weight"]) == int((batch["labels"] != IGNORED).sum())
+    assert torch.allclose(plain["loss"], padded["loss"], atol=1e-6)
+
+
+def test_every_caption_ends_with_the_token_that_ends_it_and_it_is_a_label(tiny: Any) -> None:
+    labels = batch_of(tiny, range(12))["labels"]
+    last = [int(row[row != IGNORED][-1]) for row in labels]
+    assert last == [tiny.facts["tokenizer"]["end"]] * 12
+
+
+def test_a_caption_that_is_too_long_is_cut_before_its_end(tiny: Any) -> None:
+    labels = batch_of(tiny, range(6), longest=4)["labels"]
+    assert labels.shape[1] == 4
+    assert (labels[:, 3] == tiny.facts["tokenizer"]["end"]).all()
+
+
+def test_two_micro_batches_have_the_gradient_of_one(tiny: Any) -> None:
+    objective = objective_of(tiny).eval()
+    whole = gradients(objective, [batch_of(tiny, range(8))])
+    halves = gradients(objective, [batch_of(tiny, range(3)), batch_of(tiny, range(3, 8))])
+    assert whole.keys() == halves.keys()
+    assert max(float((whole[name] - halves[name]).abs().max()) for name in whole) < 1e-6
+
+
+def test_only_projection_and_adapters_train(tiny: Any) -> None:
+    objective = objective_of(tiny)
+    trained = {name for name, value in objective.named_parameters() if value.requires_grad}
+    assert trained and all("lora_" in name or "projection." in name for name in trained)
+    assert {
+        name for name, value in gradients(objective, [batch_of(tiny, range(4))]).items() if value.abs().sum() > 0
+    } <= trained
+
+
+def test_unfrozen_layers_train_too_with_a_rate_of_their_own(tiny: Any) -> None:
+    settings = tiny.with_train(unfreeze_encoder=1, unfreeze_decoder=1, unfrozen_rate=1e-5)
+    objective = build(settings, tiny.facts, pretrained=True)
+    trained = [name for name, value in objective.named_parameters() if value.requires_grad]
+    assert any("encoder.encoder.layers.1." in name for name in trained)
+    assert not any("encoder.encoder.layers.0." in name for name in trained)
+    assert any(".layers.1.mlp." in name for name in trained)
+    rates = [group["lr"] for group in make_optimizer(objective, settings.train).param_groups]
+    assert sorted(rates) == [1e-5, settings.train.lora_rate, settings.train.learning_rate]
+
+
+def test_the_contrast_loss_has_a_gradient_and_does_not_depend_on_micro_batches(tiny: Any) -> None:
+    how = {"contrast": 0.5, "ghost_batch": 4}
+    plain = gradients(objective_of(tiny).eval(), [batch_of(tiny, range(8))])
+    objective = objective_of(tiny, **how).eval()
+    whole = gradients(objective, [batch_of(tiny, range(8))])
+    halves = gradients(objective, [batch_of(tiny, range(4)), batch_of(tiny, range(4, 8))])
+    name = "captioner.projection.linear_1.weight"
+    assert float((whole[name] - plain[name]).abs().max()) > 1e-4
+    assert max(float((whole[key] - halves[key]).abs().max()) for key in whole) < 1e-6
+
+
+def test_pictures_give_what_their_kept_features_give(tiny: Any) -> None:
+    pixels = tiny.settings.model_copy(update={"prepare": tiny.settings.prepare.model_copy(update={"features": False})})
+    dataset = CaptioningDataset(tiny.records.split("train"), pixels, tiny.facts, training=True)
+    seen = dataset.collate([dataset.item(index, None, progress=0) for index in range(4)])
+    objective = objective_of(tiny).eval()
+    assert "pixels" in seen
+    assert torch.allclose(objective(seen)["loss"], objective(batch_of(tiny, range(4)))["loss"], atol=2e-3)
+
+
+def test_a_prefix_is_pooled_over_squares_of_the_picture() -> None:
+    features = torch.arange(16.0).reshape(1, 16, 1)
+    assert pooled(features, 4).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    with pytest.raises(SlipwayError, match="4 x 4 tokens can be pooled to 1, 4, 16"):
+        pooled(features, 9)
+
+
+def test_in_every_epoch_a_picture_comes_with_its_next_caption(tiny: Any) -> None:
+    settings = tiny.with_train(epochs=3)
+    dataset = CaptioningDataset(tiny.records.split("train"), settings, tiny.facts, training=True)
+    captions = {tuple(dataset.item(0, None, progress=epoch / 3 + 0.01)["ids"]) for epoch in range(3)}
+    assert len(captions) == len(set(tiny.records.split("train")[0].targets["captions"])) == 3
+
+
+@pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj")])
+def test_adapters_are_where_they_are_set(tiny: Any, targets: Any) -> None:
+    lora = CaptioningTrain().lora
+    assert lora
+    objective = objective_of(tiny, lora=lora.model_copy(update={"targets": targets}))
+    kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in objective.named_parameters() if "lora_" in name}
+    assert kinds == set(targets or ("q_proj", "k_proj", "v_proj", "o_proj"))
+
+
+def test_adapters_for_modules_that_do_not_exist_are_refused(tiny: Any) -> None:
+    lora = CaptioningTrain().lora
+    assert lora
+    with pytest.raises(SlipwayError, match=r"train.lora.targets = \['nowhere'\]"):
+        objective_of(tiny, lora=lora.model_copy(update={"targets": ("nowhere",)}))

@@ -1,0 +1,115 @@
+"""Captioning: a frozen vision encoder, a prefix, and a small language model with LoRA; pictures in, sentences out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
+from workloads.captioning.settings import CaptioningSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from torch import nn
+
+    from contracts.records import Record, Records, Rejected
+    from contracts.settings import Source
+
+
+class Captioning:
+    """See `contracts.workload.Workload` for what each method promises."""
+
+    Settings = CaptioningSettings
+    metric = Metric("cider")
+
+    def sources(self, settings: CaptioningSettings) -> Sequence[Source]:
+        return settings.download.sources
+
+    def sample(self, raw: Path, num: int) -> None:
+        from workloads.captioning.scenes import write_scenes
+
+        write_scenes(raw, num)
+
+    def schema(self) -> tuple[pa.DataType, pa.DataType]:
+        from workloads.captioning.labels import schema
+
+        return schema()
+
+    def parse(self, raw: Path, settings: CaptioningSettings, *, processes: int) -> Iterator[Record | Rejected]:
+        from workloads.captioning.labels import parse
+
+        return parse(raw, settings.parse, processes=processes)
+
+    def facts(self, raw: Path, records: Records, settings: CaptioningSettings) -> dict[str, Any]:
+        from workloads.captioning.labels import facts
+
+        return facts(raw, records, settings.parse)
+
+    def prepare(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
+        from workloads.captioning.bases import describe
+        from workloads.captioning.features import Features
+
+        found = describe(settings.prepare, folder)
+        if settings.prepare.features:
+            features = Features.of(found, folder)
+            new = features.compute(records, found, batch_size=settings.prepare.batch_size)
+            print(f"features of {len(features):,} pictures, {new:,} of them new")
+            found["features"] = features.moments(records.split("train"))
+        return found
+
+    def dataset(self, records: Records, settings: CaptioningSettings, facts: Facts, *, training: bool) -> Dataset:
+        from workloads.captioning.dataset import CaptioningDataset
+
+        return CaptioningDataset(records, settings, facts, training=training)
+
+    def build(self, settings: CaptioningSettings, facts: Facts, *, pretrained: bool) -> nn.Module:
+        from workloads.captioning.objective import build
+
+        return build(settings, facts, pretrained=pretrained)
+
+    def optimizer(self, objective: nn.Module, settings: CaptioningSettings) -> Any:
+        from workloads.captioning.objective import make_optimizer
+
+        return make_optimizer(objective, settings.train)
+
+    def graphs(self, objective: nn.Module, settings: CaptioningSettings, facts: Facts) -> dict[str, Graph]:
+        from workloads.captioning.graph import graphs
+
+        return graphs(objective.captioner, facts)  # pyright: ignore[reportArgumentType]
+
+    def save(self, objective: nn.Module, folder: Path, settings: CaptioningSettings, facts: Facts, *, name: str) -> None:
+        from workloads.captioning.saving import save
+
+        save(objective.captioner, folder, facts, name=name)  # pyright: ignore[reportArgumentType]
+
+    def measure(self, run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Measure]:
+        from workloads.captioning.predicting import measure
+
+        return measure(run, records, settings, facts)
+
+    def score(self, measures: Iterable[Measure], settings: CaptioningSettings, facts: Facts) -> Scores:
+        from workloads.captioning.scoring import score
+
+        return score(measures, settings, facts)
+
+    def gallery(
+        self, run: Run, records: Records, settings: CaptioningSettings, facts: Facts
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        from workloads.captioning.predicting import gallery
+
+        return gallery(run, records, settings, facts)
+
+    def predict(self, run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[Prediction]:
+        from workloads.captioning.predicting import predict
+
+        return predict(run, source, settings, facts)
+
+    def quality(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
+        from workloads.captioning.quality import quality
+
+        return quality(records, settings, facts, folder)
+
+
+WORKLOAD = Captioning()

@@ -1,0 +1,117 @@
+"""A small Llama that has learnt to say what a list of things looks like: the language model that captions are taught to."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from contracts.progress import track
+from workloads.captioning.scenes import inventories
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+WIDTH, LAYERS, HEADS = 128, 3, 4
+VOCABULARY = 1024
+NUM_SCENES, BATCH = 16_000, 64
+LEARNING_RATE, WARMUP = 3e-3, 50
+END = "<|endoftext|>"
+IGNORED = -100
+
+
+def texts(num: int, seed: int) -> list[tuple[str, str]]:
+    """What stands in each part of a scene, and a caption of it. A thing is one word there, as it is one token of a picture."""
+    scenes = islice(inventories(np.random.default_rng([2718, seed])), num)
+    return [(f"{inventory}:", f" {caption}") for inventory, captions in scenes for caption in captions]
+
+
+def train(folder: Path, steps: int) -> None:
+    """Train tokenizer and language model and write both to `folder`. What is learnt is the caption after an inventory: which
+    things there are cannot be foretold."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pairs = texts(NUM_SCENES, 0)
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer([before + after for before, after in pairs]),
+        eos_token=END,
+        bos_token=END,
+        pad_token=END,
+    )
+    model: Any = _empty(tokenizer)
+    rows = [
+        (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"], tokenizer.eos_token_id]) for before, after in pairs
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    losses = []
+    for step in track(range(steps), "training the base language model"):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        chosen = [rows[index] for index in torch.randint(len(rows), (BATCH,)).tolist()]
+        loss = model(**_batch(chosen, tokenizer.eos_token_id)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss))
+    print(f"base language model: loss {np.mean(losses[-50:]):.3f} a token of a caption", flush=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(corpus: list[str]) -> Tokenizer:
+    """Byte-level BPE, as GPT-2 and SmolLM have it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def _empty(tokenizer: Any) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    end = tokenizer.eos_token_id
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS // 2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+
+
+def _batch(rows: list[tuple[list[int], list[int]]], end: int) -> dict[str, torch.Tensor]:
+    """Inventories with their captions, padded; only the captions are labels."""
+
+    def padded(values: list[list[int]], filler: int) -> torch.Tensor:
+        return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=filler)
+
+    return {
+        "input_ids": padded([before + after for before, after in rows], end),
+        "labels": padded([[IGNORED] * len(before) + after for before, after in rows], IGNORED),
+        "attention_mask": padded([[1] * (len(before) + len(after)) for before, after in rows], 0),
+    }

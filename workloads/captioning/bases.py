@@ -1,0 +1,146 @@
+"""The base models that a captioner starts from: found on the hub or in a folder, or the embedded ones; described by their configurations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.errors import SlipwayError
+from contracts.workload import Facts
+from workloads.captioning.settings import Base, CaptioningPrepare
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Vision models by their type in a configuration, with their classes in transformers.
+ENCODERS = {
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "vit": "ViTModel",
+}
+
+
+def describe(settings: CaptioningPrepare, folder: Path) -> dict[str, Any]:
+    """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
+    tokenizer, and what the encoder's processor does to a picture. The embedded ones are made below `folder` first.
+
+    Raises:
+        SlipwayError: when a model cannot be had, or is none of those that captioning can use.
+    """
+    encoder, decoder = settings.encoder, settings.decoder
+    if encoder is None or decoder is None:
+        from workloads.captioning import base
+
+        made = base.make(folder, settings.base_steps)
+        encoder = encoder or Base(name=made["vision"].as_posix())
+        decoder = decoder or Base(name=made["language"].as_posix())
+    return {
+        "encoder": _described(encoder, _vision_config(encoder)),
+        "decoder": _described(decoder, _text_config(decoder)),
+        "picture": _picture(encoder),
+        "tokenizer": _tokenizer(decoder),
+    }
+
+
+def _described(base: Base, config: Any) -> dict[str, Any]:
+    """Name, the commit that its revision was when it was looked up, and the configuration."""
+    return {
+        "name": base.name,
+        "revision": getattr(config, "_commit_hash", None) or base.revision,
+        "config": config.to_dict(),
+    }
+
+
+def _vision_config(base: Base) -> Any:
+    from transformers import AutoConfig
+
+    config = _opened(AutoConfig.from_pretrained, base)
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in ENCODERS:
+        raise SlipwayError(f"prepare.encoder {base.name} is a {config.model_type}; captioning takes {', '.join(ENCODERS)}")
+    return config
+
+
+def _text_config(base: Base) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = _opened(AutoConfig.from_pretrained, base)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise SlipwayError(f"prepare.decoder {base.name} is a {config.model_type}, which is no decoder-only language model")
+    return config
+
+
+def _picture(base: Base) -> dict[str, Any]:
+    """What the encoder's own processor does: size in pixels, resampling (Pillow's number), mean and deviation of a channel."""
+    from transformers import AutoImageProcessor
+
+    processor = _opened(AutoImageProcessor.from_pretrained, base)
+    size = dict(processor.size)
+    side = size.get("height") or size.get("shortest_edge")
+    if getattr(processor, "do_center_crop", False):
+        side = dict(processor.crop_size)["height"]
+    return {
+        "size": int(side),  # pyright: ignore[reportArgumentType]
+        "crop": bool(getattr(processor, "do_center_crop", False)),
+        "resample": int(processor.resample),
+        "mean": [float(value) for value in processor.image_mean],
+        "std": [float(value) for value in processor.image_std],
+    }
+
+
+def _tokenizer(base: Base) -> dict[str, Any]:
+    """The tokenizer as its library's own JSON, and the token that ends a caption."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _opened(AutoTokenizer.from_pretrained, base)
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise SlipwayError(
+            f"prepare.decoder {base.name} has no fast tokenizer with an end-of-text token, which captions need"
+        )
+    return {"json": tokenizer.backend_tokenizer.to_str(), "end": tokenizer.eos_token_id, "end_token": tokenizer.eos_token}
+
+
+def _opened(opener: Any, base: Base) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        return opener(base.name, revision=base.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SlipwayError(f"the base model {base.name} (revision {base.revision}) cannot be opened: {reason}") from None
+
+
+def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
+    """Encoder and language model with their base weights, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    classes = _vision_class(facts["encoder"]["config"]["model_type"])
+    return tuple(  # pyright: ignore[reportReturnType]
+        _opened(
+            lambda name, *, opener=opener, **options: opener.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, **options
+            ),
+            Base(name=facts[part]["name"], revision=facts[part]["revision"]),
+        )
+        for part, opener in (("encoder", classes), ("decoder", AutoModelForCausalLM))
+    )
+
+
+def empty_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
+    """Encoder and language model of the same configurations, without their weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    encoder, decoder = (AutoConfig.for_model(**facts[part]["config"]) for part in ("encoder", "decoder"))
+    return _vision_class(encoder.model_type)(encoder), AutoModelForCausalLM.from_config(decoder)
+
+
+def _vision_class(model_type: str) -> Any:
+    import transformers
+
+    return getattr(transformers, ENCODERS[model_type])

@@ -1,0 +1,65 @@
+"""Records to training batches: a caption of each picture as tokens, and the picture's features or its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from contracts.records import Records
+from contracts.workload import Facts
+from workloads.captioning import pictures
+from workloads.captioning.features import Features
+from workloads.captioning.seeing import normalized, sized, varied
+from workloads.captioning.settings import CaptioningSettings
+from workloads.captioning.words import Words
+
+IGNORED = -100
+
+
+class CaptioningDataset:
+    """Pictures with one of their captions. In every epoch a picture comes with its next caption, so that all are used."""
+
+    def __init__(self, records: Records, settings: CaptioningSettings, facts: Facts, *, training: bool) -> None:
+        self.records, self.settings, self.facts, self.training = records, settings, facts, training
+        self.words = Words(facts["tokenizer"])
+        self.features = Features.of(facts, Path(facts["prepared"])) if keeps_features(settings) else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+        """`ids`, a list of tokens with the one that ends a caption, and `features` float16 [tokens, width] or `pixels` uint8
+        [size, size, 3]."""
+        record = self.records[index]
+        captions = record.targets["captions"]
+        epoch = int(progress * self.settings.train.epochs)
+        ids = self.words.ids(captions[(index + epoch) % len(captions)], longest=self.settings.train.longest)
+        if self.features:
+            return {"ids": ids, "features": self.features.of_picture(record.inputs["sha256"])}
+        picture = pictures.read(self.records.root, record.inputs)
+        if self.settings.train.augment and rng is not None:
+            picture = varied(picture, rng)
+        return {"ids": ids, "pixels": sized(picture, self.facts["picture"])}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch as `CaptioningObjective` takes it, padded to its longest caption."""
+        longest = max(len(item["ids"]) for item in items)
+        ids = torch.full((len(items), longest), self.words.end)
+        labels = torch.full((len(items), longest), IGNORED)
+        for row, item in enumerate(items):
+            length = len(item["ids"])
+            ids[row, :length] = labels[row, :length] = torch.tensor(item["ids"])
+        batch = {"ids": ids, "labels": labels}
+        if self.features:
+            return {**batch, "features": torch.from_numpy(np.stack([item["features"] for item in items]))}
+        pixels = normalized(np.stack([item["pixels"] for item in items]), self.facts["picture"])
+        return {**batch, "pixels": torch.from_numpy(pixels)}
+
+
+def keeps_features(settings: CaptioningSettings) -> bool:
+    """Whether what the encoder says is the same in every epoch, and is kept."""
+    return settings.prepare.features and not settings.train.augment and not settings.train.unfreeze_encoder

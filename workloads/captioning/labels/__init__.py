@@ -1,0 +1,163 @@
+"""Label files of five formats to captioning records; the module of each format says what it may hold.
+
+All captions of one picture make one record. Labels are streamed; what stays in memory is the names of the files, one COCO
+file if the labels are COCO, and a few parts of shards if they are the Hub's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.errors import SlipwayError
+from contracts.progress import Progress
+from contracts.records import SPLITS, Record, Records, Rejected
+from workloads.captioning.settings import CaptioningParse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workloads.captioning.labels.formats import DataSet
+    from workloads.captioning.labels.hub import Part
+    from workloads.captioning.labels.listing import Listing
+    from workloads.captioning.labels.said import Sheet
+
+
+def schema() -> tuple[pa.DataType, pa.DataType]:
+    """Arrow types of inputs (path below raw, row of a shard or -1, size, hash) and targets (captions, scene)."""
+    import pyarrow as pa
+
+    inputs = pa.struct(
+        [
+            ("image", pa.string()),
+            ("row", pa.int32()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("sha256", pa.string()),
+        ]
+    )
+    return inputs, pa.struct([("captions", pa.list_(pa.string())), ("scene", pa.string())])
+
+
+def parse(raw: Path, settings: CaptioningParse, *, processes: int) -> Iterator[Record | Rejected]:
+    """Records and refused rows of each data set, in the order of its label files, the same whatever `processes` is.
+
+    Raises:
+        SlipwayError: when no captions are found, a column that is wanted is missing, a file cannot be read at all, or
+            `keep` leaves nothing.
+    """
+    from workloads.captioning.labels.formats import data_sets
+
+    listing, found = data_sets(raw, settings)
+    for one in found:
+        ignored = f" (also seen and not read: {', '.join(one.others)}; set captioning.parse.format to choose)"
+        print(f"captions: {one.title}" + (ignored if one.others else ""), flush=True)
+    examples = _examples(listing, found, settings, processes)
+    return examples if settings.most is None else _first(examples, settings.most)
+
+
+def _first(examples: Iterator[Record | Rejected], most: int) -> Iterator[Record | Rejected]:
+    """As far as the record that makes them `most`."""
+    count = 0
+    for one in examples:
+        yield one
+        count += isinstance(one, Record)
+        if count == most:
+            return
+
+
+def _examples(
+    listing: Listing, found: list[DataSet], settings: CaptioningParse, processes: int
+) -> Iterator[Record | Rejected]:
+    """Everything in the data sets, judged, with progress."""
+    from workloads.captioning.labels.judging import Rules, judge
+    from workloads.captioning.labels.ordered import in_order
+
+    named: set[str] = set()
+    work = functools.partial(judge, Rules(listing.root, settings))
+    total = len(listing.pictures) + sum(getattr(one.reader, "expected", 0) for one in found)
+    anything = False
+    with Progress("looking at pictures", total, unit=" pictures") as progress:
+        for size, results in _unique(in_order(work, _noted(_tasks(found, settings), named), processes)):
+            anything = anything or bool(results)
+            yield from results
+            progress.advance(size)
+    if settings.keep and not anything:
+        raise SlipwayError(f"parse.keep = {dict(settings.keep)} leaves no row: is it the value that the column has?")
+    if unnamed := [picture for picture in listing.pictures if picture not in named]:
+        print(f"{len(unnamed):,} pictures are named by no label and are left out, such as {unnamed[0]}", flush=True)
+
+
+def _tasks(found: list[DataSet], settings: CaptioningParse) -> Iterator[Sheet | Part | Rejected]:
+    from workloads.captioning.labels.gathering import gathered
+    from workloads.captioning.labels.hub import Hub
+
+    for one in found:
+        if not isinstance(one.reader, Hub):
+            yield from gathered(one.reader.said(), settings, one.title)
+            continue
+        if note := one.reader.division.note:
+            print(f"splits of {one.title}: {note}", flush=True)
+        yield from one.reader.parts()
+
+
+def _noted(tasks: Iterator[Any], named: set[str]) -> Iterator[Any]:
+    """The same tasks; the pictures that they name are added to `named`."""
+    for task in tasks:
+        if picture := getattr(task, "picture", None):
+            named.add(picture)
+        yield task
+
+
+def _unique(chunks: Iterator[tuple[int, list[Record | Rejected]]]) -> Iterator[tuple[int, list[Record | Rejected]]]:
+    """The first record of each picture; one of a later data set is refused. Memory: some 100 bytes a picture."""
+    seen: set[bytes] = set()
+    for size, results in chunks:
+        kept: list[Record | Rejected] = []
+        for one in results:
+            digest = hashlib.blake2b(one.key.encode(), digest_size=12).digest() if isinstance(one, Record) else None
+            if isinstance(one, Record) and digest in seen:
+                reason = "picture has captions already: another data set of the download names it too"
+                kept += [Rejected(one.key, "", caption, reason) for caption in one.targets["captions"]]
+                continue
+            kept.append(one)
+            if digest:
+                seen.add(digest)
+        yield size, kept
+
+
+def facts(raw: Path, records: Records, settings: CaptioningParse) -> dict[str, Any]:
+    """How many records (`counts` by split) and captions there are, of which formats, and how long they are in words.
+
+    `embedded` tells whether a record has a scene, by which captions of the embedded data set are judged.
+    """
+    import pyarrow.compute as pc
+
+    from workloads.captioning.labels.formats import data_sets
+
+    table = records.table if records.indices is None else records.table.take(records.positions)
+    splits: Counter[str] = Counter()
+    num_captions = num_words = most_words = 0
+    embedded = False
+    for batch in table.to_batches():
+        targets = batch["targets"]
+        captions = targets.field("captions").flatten()
+        words = pc.count_substring(captions, " ").to_numpy(zero_copy_only=False) + 1  # pyright: ignore[reportAttributeAccessIssue]
+        num_captions += len(captions)
+        num_words += int(words.sum())
+        most_words = max(most_words, int(words.max(initial=0)))
+        embedded = embedded or bool(pc.any(pc.not_equal(targets.field("scene"), "")).as_py())  # pyright: ignore
+        splits.update({one["values"]: one["counts"] for one in batch["split"].value_counts().to_pylist()})
+    return {
+        "num_records": table.num_rows,
+        "num_captions": num_captions,
+        "counts": {split: splits[split] for split in SPLITS},
+        "formats": sorted({one.reader.name for one in data_sets(raw, settings)[1]}),
+        "embedded": embedded,
+        "mean_words": num_words / max(num_captions, 1),
+        "most_words": most_words,
+    }

@@ -1,0 +1,142 @@
+"""The captioner: a frozen vision encoder, a projection to a prefix, and a small language model that goes on from there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from contracts.errors import SlipwayError
+from workloads.captioning.settings import CaptioningTrain, Lora
+
+# What is adapted where `lora.targets` is None: the projections of the attention, as the architectures name them.
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "gpt2": ("c_attn", "c_proj"),
+    "gpt_neox": ("query_key_value", "dense"),
+    "falcon": ("query_key_value", "dense"),
+    "phi": ("q_proj", "k_proj", "v_proj", "dense"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
+USUAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Projection(nn.Module):
+    """The encoder's tokens as prefix tokens of the language model: two layers, or one (the second is then left out).
+
+    Named as in transformers' LLaVA, which the published folder is opened with.
+    """
+
+    def __init__(self, width: int, decoder_width: int, *, layers: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, decoder_width)
+        self.linear_2 = nn.Linear(decoder_width, decoder_width) if layers == 2 else None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, width] to [batch, tokens, decoder width]."""
+        projected = self.linear_1(tokens)
+        return projected if self.linear_2 is None else self.linear_2(nn.functional.gelu(projected))
+
+
+class Captioner(nn.Module):
+    """`encoder` is a vision model and `decoder` a causal language model of transformers, with LoRA's adapters where set."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, settings: CaptioningTrain) -> None:
+        super().__init__()
+        freeze(encoder, layers=settings.unfreeze_encoder)
+        freeze(decoder, layers=settings.unfreeze_decoder)
+        self.encoder = encoder
+        self.projection = Projection(
+            encoder.config.hidden_size,  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+            decoder.config.get_text_config().hidden_size,  # pyright: ignore
+            layers=2 if settings.projection == "mlp" else 1,
+        )
+        self.decoder = adapted(decoder, settings.lora)
+        self.prefix_tokens = settings.prefix_tokens
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The causal language model, adapters included."""
+        return self.decoder.get_base_model() if hasattr(self.decoder, "get_base_model") else self.decoder  # pyright: ignore
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures float [batch, 3, height, width] as the encoder's last layer sees them, [batch, tokens, width].
+
+        It is the layer that LLaVA takes: before the last norm, without the token for the whole picture.
+        """
+        seen = self.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        return seen[:, num_class_tokens(self.encoder) :]
+
+    def prefix(self, features: torch.Tensor) -> torch.Tensor:
+        """Features to prefix embeddings [batch, prefix tokens, decoder width]."""
+        return self.projection(pooled(features, self.prefix_tokens))
+
+
+def num_class_tokens(encoder: nn.Module) -> int:
+    """Tokens for the whole picture that stand before those of its parts: one for CLIP and ViT, none for SigLIP."""
+    return 0 if encoder.config.model_type.startswith("siglip") else 1  # pyright: ignore
+
+
+def num_features(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens and width of the features of a vision configuration."""
+    return (config["image_size"] // config["patch_size"]) ** 2, config["hidden_size"]
+
+
+def pooled(features: torch.Tensor, num: int | None) -> torch.Tensor:
+    """The tokens averaged over equal squares of the picture, so that `num` are left.
+
+    Raises:
+        SlipwayError: when squares do not divide into squares so.
+    """
+    if num is None or num == features.shape[1]:
+        return features
+    side, wanted = round(features.shape[1] ** 0.5), round(num**0.5)
+    if wanted**2 != num or side % wanted:
+        fitting = [step**2 for step in range(1, side + 1) if side % step == 0]
+        raise SlipwayError(
+            f"train.prefix_tokens = {num}: the encoder's {side} x {side} tokens can be pooled to {', '.join(map(str, fitting))}"
+        )
+    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    return nn.functional.avg_pool2d(grid, side // wanted).flatten(2).transpose(1, 2)
+
+
+def freeze(model: nn.Module, *, layers: int) -> None:
+    """Let nothing of a transformer train but its last `layers` layers."""
+    model.requires_grad_(False)
+    if layers:
+        stack = max((one for one in model.modules() if isinstance(one, nn.ModuleList)), key=len)
+        for layer in list(stack)[-layers:]:
+            layer.requires_grad_(True)
+
+
+def adapted(decoder: nn.Module, lora: Lora | None) -> nn.Module:
+    """The language model with LoRA's adapters on its attention.
+
+    Raises:
+        SlipwayError: when it has no module of the names that are set.
+    """
+    if lora is None:
+        return decoder
+    from peft import LoraConfig, get_peft_model
+
+    trained = {name for name, value in decoder.named_parameters() if value.requires_grad}
+    targets = lora.targets or TARGETS.get(decoder.config.model_type, USUAL_TARGETS)  # pyright: ignore
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():  # peft asks the model by a name that transformers has given up
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            model = get_peft_model(decoder, config)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise SlipwayError(f"train.lora.targets = {list(targets)}: {error}") from None
+    for name, value in model.get_base_model().named_parameters():
+        if name.replace(".base_layer", "") in trained:
+            value.requires_grad_(True)
+    return model

@@ -1,0 +1,107 @@
+"""What captioning learns: the words of a caption, given the picture's prefix and the words before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contracts.workload import Facts
+from workloads.captioning.bases import empty_models, loaded_models
+from workloads.captioning.model import Captioner, Projection
+from workloads.captioning.settings import CaptioningSettings, CaptioningTrain
+
+IGNORED = -100
+TEMPERATURE = 0.07
+
+
+class CaptioningObjective(nn.Module):
+    """Batch in, losses out: the cross-entropy of the caption's tokens, its end included, and nothing else."""
+
+    def __init__(self, captioner: Captioner, settings: CaptioningTrain) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.contrast, self.ghost_batch = settings.contrast, settings.ghost_batch
+        self.encoder_trains = settings.unfreeze_encoder > 0
+
+    def train(self, mode: bool = True) -> CaptioningObjective:
+        """A frozen encoder stays as it is in use."""
+        super().train(mode)
+        if not self.encoder_trains:
+            self.captioner.encoder.eval()
+        return self
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`batch`: ids and labels int64 [B, L] (labels -100 where padded), and features [B, tokens, width] or pixels
+        float [B, 3, H, W].
+
+        Gives `loss`, the mean over the labels, and `weight`, their number. Logits are computed where there is a label alone.
+        """
+        prefix = self.captioner.prefix(self._features(batch))
+        ids, labels = batch["ids"], batch["labels"]
+        there = labels != IGNORED
+        model = self.captioner.language_model
+        words = model.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
+        shown = torch.cat([prefix.to(words.dtype), words[:, :-1]], dim=1)
+        mask = torch.cat([there.new_ones(prefix.shape[:2]), there[:, :-1]], dim=1)
+        hidden = model.base_model(inputs_embeds=shown, attention_mask=mask.long(), use_cache=False).last_hidden_state  # pyright: ignore
+        logits = model.get_output_embeddings()(hidden[:, prefix.shape[1] - 1 :][there])  # pyright: ignore[reportCallIssue]
+        words_loss = functional.cross_entropy(logits.float(), labels[there])
+        output = {"loss": words_loss, "weight": there.sum().float(), "loss_words": words_loss.detach()}
+        if self.contrast:
+            contrast = self._contrast(prefix.float(), words.detach().float(), there)
+            output |= {"loss": words_loss + self.contrast * contrast, "loss_contrast": contrast.detach()}
+        return output
+
+    def _features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "features" in batch:
+            return batch["features"].float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains):
+            return self.captioner.features(batch["pixels"])
+
+    def _contrast(self, prefix: torch.Tensor, words: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """How well each picture's mean prefix picks its own caption's mean word among those of its ghost batch, and the other
+        way round (Radford et al. 2021, arXiv 2103.00020); a mean weighted by the labels, so that any division gives the same."""
+        pictures = functional.normalize(prefix.mean(1), dim=-1)
+        weights = there[..., None].float()
+        captions = functional.normalize((words * weights).sum(1) / weights.sum(1), dim=-1)
+        total = prefix.new_zeros(())
+        for start in range(0, len(prefix), self.ghost_batch):
+            part = slice(start, start + self.ghost_batch)
+            alike = pictures[part] @ captions[part].T / TEMPERATURE
+            own = torch.arange(len(alike), device=alike.device)
+            both = functional.cross_entropy(alike, own) + functional.cross_entropy(alike.T, own)
+            total = total + both / 2 * there[part].sum()
+        return total / there.sum()
+
+
+def build(settings: CaptioningSettings, facts: Facts, *, pretrained: bool) -> CaptioningObjective:
+    """The objective, with the base models' weights or without any."""
+    encoder, decoder = loaded_models(facts) if pretrained else empty_models(facts)
+    captioner = Captioner(encoder, decoder, settings.train)
+    if pretrained and "features" in facts:
+        standardize(captioner.projection, facts["features"])
+    return CaptioningObjective(captioner, settings.train)
+
+
+@torch.no_grad()
+def standardize(projection: Projection, moments: Mapping[str, Sequence[float]]) -> None:
+    """Let a fresh projection begin as if every channel of the features had mean 0 and deviation 1: its weights take that in."""
+    mean, std = (torch.tensor(moments[name]) for name in ("mean", "std"))
+    projection.linear_1.weight.div_(std)
+    projection.linear_1.bias.sub_(projection.linear_1.weight @ mean)
+
+
+def make_optimizer(objective: nn.Module, settings: CaptioningTrain) -> torch.optim.Optimizer:
+    """AdamW with a learning rate for the projection, one for the adapters and one for unfrozen layers."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, value in objective.named_parameters():
+        if value.requires_grad:
+            kind = "projection" if "projection." in name else "lora" if "lora_" in name else "unfrozen"
+            rates = {"projection": settings.learning_rate, "lora": settings.lora_rate, "unfrozen": settings.unfrozen_rate}
+            groups.setdefault(rates[kind], []).append(value)
+    described: list[dict[str, Any]] = [{"params": values, "lr": rate} for rate, values in groups.items()]
+    return torch.optim.AdamW(described, weight_decay=settings.weight_decay, betas=(0.9, 0.999))

@@ -1,0 +1,133 @@
+"""Captions for people and for scores: of records, for a gallery, and for a user's own pictures. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from contracts.errors import SlipwayError
+from contracts.progress import Progress
+from contracts.records import Records
+from contracts.workload import Facts, Measure, Run
+from workloads.captioning import pictures
+from workloads.captioning.drawing import captioned
+from workloads.captioning.generating import describe
+from workloads.captioning.scoring import quality_of
+from workloads.captioning.seeing import sized
+from workloads.captioning.words import Words
+
+if TYPE_CHECKING:
+    from workloads.captioning.settings import CaptioningSettings
+
+
+@dataclass(frozen=True)
+class CaptioningPrediction:
+    """The caption of one picture. `name` is its path below the folder asked for; `error` says why there is none."""
+
+    name: str
+    caption: str
+    picture: np.ndarray
+    error: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Plain values: the picture's name and its caption."""
+        return {"image": self.name, "error": self.error} if self.error else {"image": self.name, "caption": self.caption}
+
+    def draw(self) -> np.ndarray:
+        """The picture with its caption below, uint8 [height, width, 3], BGR.
+
+        Raises:
+            SlipwayError: when there is no result.
+        """
+        if self.error:
+            raise SlipwayError(self.error)
+        return captioned(self.picture, [self.caption])
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said of a picture: its tokens and the caption that they spell."""
+
+    tokens: Sequence[int]
+    caption: str
+
+
+def say(run: Run, images: Sequence[np.ndarray], settings: CaptioningSettings, facts: Facts, words: Words) -> list[Said]:
+    """Captions for pictures uint8 [height, width, 3] RGB of any size, made together."""
+    how = settings.evaluate
+    batch = np.stack([sized(image, facts["picture"]) for image in images])
+    spoken = describe(run, batch, facts["picture"], end=words.end, longest=how.longest, beams=how.beams)
+    return [Said(tokens, words.text(tokens)) for tokens in spoken]
+
+
+def measure(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Measure]:
+    """For each record what was said, what others said, and whether the model came to an end."""
+    words = Words(facts["tokenizer"])
+    for some in _batches(iter(records), settings.evaluate.batch_size):
+        images = [pictures.read(records.root, record.inputs) for record in some]
+        for record, said in zip(some, say(run, images, settings, facts, words), strict=True):
+            references = record.targets["captions"]
+            yield {
+                "caption": said.caption,
+                "references": references,
+                "scene": record.targets["scene"],
+                "tokens": len(said.tokens),
+                "ended": said.tokens[-1] == words.end,
+                "quality": quality_of(said.caption, references),
+            }
+
+
+def gallery(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
+    """For each record, in order: a caption, and the picture with what was said and what it says in the data set."""
+    words = Words(facts["tokenizer"])
+    for some in _batches(iter(records), settings.evaluate.batch_size):
+        images = [pictures.read(records.root, record.inputs) for record in some]
+        for record, image, said in zip(some, images, say(run, images, settings, facts, words), strict=True):
+            reference = record.targets["captions"][0]
+            yield f"{record.key}: {said.caption}", captioned(image, [f"says: {said.caption}", f"data: {reference}"])
+
+
+def predict(run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[CaptioningPrediction]:
+    """Captions for a picture, or for every picture in a folder and its folders, in the order of their names.
+
+    A file that is no picture comes as a prediction with an `error`; the others go on.
+
+    Raises:
+        SlipwayError: when `source` is missing or a folder without pictures.
+    """
+    files = pictures.listed(source)
+    root = source if source.is_dir() else source.parent
+    words = Words(facts["tokenizer"])
+    with Progress("captioning", len(files), unit=" images") as progress:
+        for some in _batches(iter(files), settings.evaluate.batch_size):
+            yield from _predicted(run, some, root, settings, facts, words)
+            progress.advance(len(some))
+
+
+def _predicted(
+    run: Run, files: Sequence[Path], root: Path, settings: CaptioningSettings, facts: Facts, words: Words
+) -> Iterator[CaptioningPrediction]:
+    seen: list[np.ndarray | str] = []
+    for file in files:
+        try:
+            seen.append(pictures.read(file.parent, {"image": file.name, "row": -1}))
+        except SlipwayError as error:
+            seen.append(str(error))
+    images = [one for one in seen if isinstance(one, np.ndarray)]
+    spoken = iter(say(run, images, settings, facts, words) if images else [])
+    for file, one in zip(files, seen, strict=True):
+        name = file.relative_to(root).as_posix()
+        if isinstance(one, str):
+            yield CaptioningPrediction(name, "", np.zeros((0, 0, 3), np.uint8), one)
+        else:
+            yield CaptioningPrediction(name, next(spoken).caption, one)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while some := list(islice(items, size)):
+        yield some

@@ -1,0 +1,118 @@
+"""What the ecosystem opens: the adapter for peft, the projection, and the whole captioner as transformers' LLaVA."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from contracts.files import remove
+from contracts.workload import Facts
+from workloads.captioning.graph import merged
+from workloads.captioning.model import Captioner, num_class_tokens, num_features
+
+IMAGE = "<image>"
+
+
+def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None:
+    """Write `folder`/adapter (PEFT), projection.safetensors and, where it has that layout, transformers/ (LLaVA, merged).
+
+    A pooled prefix is something that LLaVA does not know: then there is no such folder. Of the last weights (`name` "last")
+    nothing is written: the checkpoint beside them holds all that was trained.
+    """
+    from safetensors.torch import save_file
+
+    if name != "best":
+        return
+    if hasattr(captioner.decoder, "peft_config"):
+        adapter: Any = captioner.decoder
+        adapter.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        remove(folder / "adapter" / "README.md")  # a form to be filled in
+    state = {key: value.detach().cpu().contiguous() for key, value in captioner.projection.state_dict().items()}
+    save_file(state, folder / "projection.safetensors")
+    if captioner.prefix_tokens in (None, num_features(facts["encoder"]["config"])[0]):
+        save_llava(captioner, folder / "transformers", facts)
+
+
+def save_llava(captioner: Captioner, folder: Path, facts: Facts) -> None:
+    """The captioner, its adapters merged, as a folder that `AutoModelForImageTextToText.from_pretrained` opens."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    captioner = merged(captioner)
+    text = copy.deepcopy(captioner.decoder.config)
+    image_id = int(text.vocab_size)  # pyright: ignore
+    text.vocab_size = image_id + 1  # pyright: ignore
+    tokens, class_tokens = num_features(facts["encoder"]["config"])[0], num_class_tokens(captioner.encoder)
+    config = LlavaConfig(
+        vision_config=copy.deepcopy(captioner.encoder.config),  # pyright: ignore
+        text_config=text,  # pyright: ignore
+        image_token_index=image_id,
+        image_seq_length=tokens,
+        projector_hidden_act="gelu" if captioner.projection.linear_2 is not None else "linear",
+        vision_feature_select_strategy="default" if class_tokens else "full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=text.tie_word_embeddings,  # pyright: ignore
+    )
+    model = LlavaForConditionalGeneration(config)
+    _fill(model, captioner)
+    generation: Any = model.generation_config
+    generation.eos_token_id = generation.pad_token_id = facts["tokenizer"]["end"]
+    generation.suppress_tokens = [image_id]
+    generation.do_sample = False
+    model.save_pretrained(folder)
+    _processor(facts, config, class_tokens).save_pretrained(folder)
+
+
+def _fill(model: nn.Module, captioner: Captioner) -> None:
+    """Copy the weights. The token for the picture gets a row of its own at the end of the vocabulary; it is never said."""
+    inner: Any = model.model
+    inner.vision_tower.load_state_dict(captioner.encoder.state_dict())
+    inner.multi_modal_projector.linear_1.load_state_dict(captioner.projection.linear_1.state_dict())
+    if captioner.projection.linear_2 is not None:
+        inner.multi_modal_projector.linear_2.load_state_dict(captioner.projection.linear_2.state_dict())
+    else:
+        nn.init.eye_(inner.multi_modal_projector.linear_2.weight)
+        nn.init.zeros_(inner.multi_modal_projector.linear_2.bias)
+    decoder: Any = captioner.decoder
+    words = decoder.get_input_embeddings().weight.shape[0]
+    own = {key: value for key, value in decoder.base_model.state_dict().items() if value.shape[:1] != (words,)}
+    missing = inner.language_model.load_state_dict(own, strict=False).missing_keys
+    with torch.no_grad():
+        pairs = [(inner.get_input_embeddings(), decoder.get_input_embeddings())]
+        pairs += [(model.get_output_embeddings(), decoder.get_output_embeddings())]  # pyright: ignore[reportCallIssue]
+        for new, old in pairs:
+            new.weight[:words] = old.weight
+            new.weight[words:] = old.weight.mean(0)
+    assert len(missing) <= 1, missing  # the table of words, which is longer here
+
+
+def _processor(facts: Facts, config: Any, class_tokens: int) -> Any:
+    """Picture and text to tensors, as LLaVA's processor."""
+    from tokenizers import Tokenizer
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
+
+    how, end = facts["picture"], facts["tokenizer"]["end_token"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(facts["tokenizer"]["json"]), eos_token=end, pad_token=end
+    )
+    missing = config.image_token_id - len(tokenizer)
+    tokenizer.add_tokens([f"<unused_{index}>" for index in range(missing)])  # a model may have more rows than words
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    square = {"height": how["size"], "width": how["size"]}
+    common = {"resample": how["resample"], "image_mean": how["mean"], "image_std": how["std"]}
+    pictures = (
+        CLIPImageProcessor(size={"shortest_edge": how["size"]}, crop_size=square, **common)
+        if how["crop"]
+        else SiglipImageProcessor(size=square, **common)
+    )
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_token=IMAGE,
+        num_additional_image_tokens=class_tokens,
+    )
