@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.use import presets_of, use
+from cli.use import enlist, presets_of, use
 from contracts.errors import SlipwayError
 from contracts.records import split_of
 from contracts.workload import load, names, settings_of
@@ -141,3 +141,26 @@ def test_the_circuits_of_epri_fill_every_split() -> None:
     groups = [found.group(1) for image in images if (found := re.search(pattern, image))]
     splits = [split_of(group, settings.parse.shares) for group in groups]
     assert len(set(groups)) == len(images) and sorted(set(splits)) == ["test", "train", "val"] and splits.count("train") == 3
+
+
+def test_a_workload_that_is_run_is_listed_and_nothing_else_changes(params: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    use("captioning", "small")
+    text = params.read_text(encoding="utf-8").replace("[segmentation, captioning]", "[segmentation]")
+    params.write_text(text, encoding="utf-8")
+    before = content(params)
+    capsys.readouterr()
+    enlist("captioning")
+    assert content(params) == {**before, "workloads": ["segmentation", "captioning"]}
+    assert "# run these" in params.read_text(encoding="utf-8")
+    assert "workloads lists captioning now" in capsys.readouterr().out
+    listed = params.read_bytes()
+    enlist("captioning")
+    assert params.read_bytes() == listed
+
+
+def test_a_workload_without_a_section_gets_its_default_and_one_that_does_not_exist_nothing(params: Path) -> None:
+    enlist("captioning")
+    assert content(params)["captioning"] == content(presets_of("captioning")["default"])
+    before = params.read_bytes()
+    enlist("no-such-workload")
+    assert params.read_bytes() == before
