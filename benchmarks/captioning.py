@@ -20,8 +20,9 @@ from torch.nn import functional
 from benchmarks.conditions import load_now, spread, write_result
 from workloads.captioning.bases import empty_models
 from workloads.captioning.model import Captioner
-from workloads.captioning.objective import IGNORED, CaptioningObjective, make_optimizer
+from workloads.captioning.objective import CaptioningObjective, make_optimizer
 from workloads.captioning.settings import CaptioningTrain
+from workloads.captioning.words import IGNORED
 
 ENCODER = {"model_type": "siglip_vision_model", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 ENCODER |= {"intermediate_size": 3072, "image_size": 224, "patch_size": 16, "vision_use_head": False}

@@ -15,9 +15,7 @@ from workloads.captioning import pictures
 from workloads.captioning.features import Features
 from workloads.captioning.seeing import normalized, sized, varied
 from workloads.captioning.settings import CaptioningSettings
-from workloads.captioning.words import Words
-
-IGNORED = -100
+from workloads.captioning.words import IGNORED, Words
 
 
 class CaptioningDataset:

@@ -13,8 +13,8 @@ from contracts.workload import Facts
 from workloads.captioning.bases import empty_models, loaded_models
 from workloads.captioning.model import Captioner, Projection
 from workloads.captioning.settings import CaptioningSettings, CaptioningTrain
+from workloads.captioning.words import IGNORED
 
-IGNORED = -100
 TEMPERATURE = 0.07
 
 

@@ -13,7 +13,6 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from contracts.errors import SlipwayError
 from workloads.captioning.labels import shards
-from workloads.captioning.labels.listing import PICTURE_SUFFIXES
 
 # 400 MB as RGB: more than any camera takes, less than a bomb unpacks to. Pillow refuses at twice its own limit.
 MAX_PIXELS = 1 << 27
@@ -102,23 +101,6 @@ def eight_bit(image: Image.Image) -> Image.Image:
     if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-
-
-def listed(source: Path) -> list[Path]:
-    """The pictures that `source` names, a file or a folder with its folders, sorted; hidden files are left out.
-
-    Raises:
-        SlipwayError: when it is missing or there are none.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise SlipwayError(f"{source} does not exist: give a picture or a folder of pictures")
-    found = (path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts))
-    if not files:
-        raise SlipwayError(f"{source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    return files
 
 
 def _content(path: Path) -> bytes:

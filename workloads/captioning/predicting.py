@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contracts.errors import SlipwayError
+from contracts.pictures import listed
 from contracts.progress import Progress
 from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
 from workloads.captioning import pictures
 from workloads.captioning.drawing import captioned
 from workloads.captioning.generating import describe
+from workloads.captioning.labels.listing import PICTURE_SUFFIXES
 from workloads.captioning.scoring import quality_of
 from workloads.captioning.seeing import sized
 from workloads.captioning.words import Words
@@ -100,7 +102,7 @@ def predict(run: Run, source: Path, settings: CaptioningSettings, facts: Facts) 
     Raises:
         SlipwayError: when `source` is missing or a folder without pictures.
     """
-    files = pictures.listed(source)
+    files = listed(source, PICTURE_SUFFIXES)
     root = source if source.is_dir() else source.parent
     words = Words(facts["tokenizer"])
     with Progress("captioning", len(files), unit=" images") as progress:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# A label that is none: padding.
+IGNORED = -100
+
 
 class Words:
     """A tokenizer in its library's own JSON, and `end`, the token that ends a caption."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contracts.errors import SlipwayError
+from contracts.pictures import listed
 from contracts.progress import Progress
 from workloads.segmentation.decoding import Instances
 from workloads.segmentation.drawing import GALLERY_SIDE, Drawn, beside, overlay
@@ -84,7 +85,7 @@ def predict(
     Raises:
         SlipwayError: when `source` is missing or a folder without pictures.
     """
-    files = list_pictures(source)
+    files = listed(source, SUFFIXES)
     root = source if source.is_dir() else source.parent
     how = settings.evaluate
     with Progress("predicting", len(files), unit=" images") as progress:
@@ -102,23 +103,6 @@ def predict(
                 seen.item.relative_to(root).as_posix(), classes, seen.picture, covering(seen.found), seen.error
             )
             progress.advance()
-
-
-def list_pictures(source: Path) -> list[Path]:
-    """The pictures that `source` names, sorted; hidden files are left out.
-
-    Raises:
-        SlipwayError: when it is missing or there are none.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise SlipwayError(f"{source} does not exist: give a picture or a folder of pictures")
-    found = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts))
-    if not files:
-        raise SlipwayError(f"{source} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return files
 
 
 def covering(found: Instances) -> Instances:

@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from contracts import ordered
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, Rejected, write_records
-from workloads.captioning.labels import facts, ordered, parse, schema
+from contracts.splits import Division
+from workloads.captioning.labels import facts, parse, schema
 from workloads.captioning.labels.captions import unpacked
 from workloads.captioning.labels.listing import Listing
 from workloads.captioning.labels.looking import look_at
 from workloads.captioning.labels.said import Unusable
-from workloads.captioning.labels.splits import Division, split_in_name, split_in_path
+from workloads.captioning.labels.splits import split_in_name, split_in_path
 from workloads.captioning.phrases import understand
 from workloads.captioning.scenes import write_scenes
 from workloads.captioning.settings import CaptioningParse
@@ -423,19 +425,3 @@ def test_two_processes_give_the_records_of_one_in_the_same_order(tmp_path: Path,
     one, two = (list(parse(tmp_path, CaptioningParse(), processes=count)) for count in (1, 2))
     assert one == two
     assert sum(isinstance(result, Record) for result in one) == 128 + 9  # three pictures in each of three row groups
-
-
-def test_work_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = 0
-
-    def tasks():
-        nonlocal taken
-        while taken < 100 * ordered.CHUNK:
-            taken += 1
-            yield taken
-
-    monkeypatch.setattr(ordered, "ALONE_SECONDS", 0)
-    results = ordered.in_order(sorted, tasks(), 2)
-    assert [next(results)[1][0] for _ in range(3)] == [1, 1 + ordered.CHUNK, 1 + 2 * ordered.CHUNK]
-    assert taken < (2 * ordered.AHEAD + 4) * ordered.CHUNK
-    results.close()  # pyright: ignore[reportAttributeAccessIssue]

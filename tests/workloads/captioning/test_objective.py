@@ -10,8 +10,9 @@ import torch
 from contracts.errors import SlipwayError
 from workloads.captioning.dataset import CaptioningDataset
 from workloads.captioning.model import pooled
-from workloads.captioning.objective import IGNORED, build, make_optimizer
+from workloads.captioning.objective import build, make_optimizer
 from workloads.captioning.settings import CaptioningTrain
+from workloads.captioning.words import IGNORED
 
 
 def batch_of(tiny: Any, rows: range, **train: Any) -> dict[str, torch.Tensor]:

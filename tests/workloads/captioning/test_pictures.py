@@ -16,7 +16,7 @@ from contracts.errors import SlipwayError
 from contracts.records import Record
 from workloads.captioning.labels import parse, shards
 from workloads.captioning.labels.looking import look_at
-from workloads.captioning.pictures import listed, read
+from workloads.captioning.pictures import read
 from workloads.captioning.settings import CaptioningParse
 
 QUARTERS = np.kron(np.array([[0, 80, 160], [255, 200, 120]], np.uint8), np.ones((16, 16), np.uint8))
@@ -178,18 +178,3 @@ def test_more_pixels_than_any_camera_takes_are_not_unpacked(tmp_path: Path, monk
 
 
 # Pictures of a folder
-
-
-def test_the_pictures_of_a_folder_are_listed_sorted_without_hidden_ones(tmp_path: Path) -> None:
-    for name in ("b/z.png", "a.JPG", ".hidden/c.png", "notes.txt", "b/a.webp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in listed(tmp_path)] == ["a.JPG", "b/a.webp", "b/z.png"]
-    assert listed(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-
-
-def test_a_source_without_pictures_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SlipwayError, match="holds no pictures"):
-        listed(tmp_path)
-    with pytest.raises(SlipwayError, match="does not exist"):
-        listed(tmp_path / "gone")

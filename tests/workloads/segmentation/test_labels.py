@@ -14,9 +14,10 @@ import pytest
 import shapely
 from PIL import Image
 
+from contracts import ordered
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, Rejected, write_records
-from workloads.segmentation.labels import facts, ordered, parse, schema
+from workloads.segmentation.labels import facts, parse, schema
 from workloads.segmentation.labels.drawn import Shape
 from workloads.segmentation.labels.geometry import buffered, keyhole, polygons_of, repaired
 from workloads.segmentation.labels.listing import Listing
@@ -526,22 +527,6 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: py
     one, two = (list(parse(tmp_path, SegmentationParse(), processes=count)) for count in (1, 2))
     assert [plain(a) if isinstance(a, Record) else a for a in one] == [plain(b) if isinstance(b, Record) else b for b in two]
     assert len(one) == 150
-
-
-def test_work_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = 0
-
-    def tasks():
-        nonlocal taken
-        while taken < 100 * ordered.CHUNK:
-            taken += 1
-            yield taken
-
-    monkeypatch.setattr(ordered, "ALONE_SECONDS", 0)
-    results = ordered.in_order(sorted, tasks(), 2)
-    assert [next(results)[1][0] for _ in range(3)] == [1, 1 + ordered.CHUNK, 1 + 2 * ordered.CHUNK]
-    assert taken < (2 * ordered.AHEAD + 4) * ordered.CHUNK
-    results.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_an_open_quotation_mark_is_named_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from workloads.captioning.settings import BaseSteps
 HERE = Path(__file__).parent
 # What decides the weights of each: a change in one of these files makes it anew.
 CODE: Mapping[str, tuple[Path, ...]] = {
-    "vision": (HERE / "vision.py", HERE.parent / "scenes.py", HERE.parent / "phrases.py"),
-    "language": (HERE / "language.py", HERE.parent / "phrases.py"),
+    "vision": (HERE / "vision.py", HERE / "learning.py", HERE.parent / "scenes.py", HERE.parent / "phrases.py"),
+    "language": (HERE / "language.py", HERE / "learning.py", HERE.parent / "scenes.py", HERE.parent / "phrases.py"),
 }
 
 

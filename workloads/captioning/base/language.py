@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.progress import track
+from workloads.captioning.base.learning import learn
 from workloads.captioning.scenes import inventories
+from workloads.captioning.words import IGNORED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,7 +22,6 @@ VOCABULARY = 1024
 NUM_SCENES, BATCH = 16_000, 64
 LEARNING_RATE, WARMUP = 3e-3, 50
 END = "<|endoftext|>"
-IGNORED = -100
 
 
 def texts(num: int, seed: int) -> list[tuple[str, str]]:
@@ -51,18 +50,13 @@ def train(folder: Path, steps: int) -> None:
     rows = [
         (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"], tokenizer.eos_token_id]) for before, after in pairs
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    losses = []
-    for step in track(range(steps), "training the base language model"):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def loss() -> torch.Tensor:
         chosen = [rows[index] for index in torch.randint(len(rows), (BATCH,)).tolist()]
-        loss = model(**_batch(chosen, tokenizer.eos_token_id)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss))
+        return model(**_batch(chosen, tokenizer.eos_token_id)).loss
+
+    title = "training the base language model"
+    losses = learn(model, loss, steps=steps, rate=LEARNING_RATE, warmup=WARMUP, title=title)
     print(f"base language model: loss {np.mean(losses[-50:]):.3f} a token of a caption", flush=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from contracts.progress import track
+from workloads.captioning.base.learning import learn
 from workloads.captioning.phrases import COLOURS, DIGITS
 from workloads.captioning.scenes import CELL, CELLS, SIZE, crowded_scenes
 
@@ -111,15 +111,14 @@ def train(folder: Path, steps: int) -> None:
     num = min(NUM_PICTURES, steps * BATCH)
     crowd, unseen = Crowd.drawn("train", num, 0), Crowd.drawn("val", 300, 1)
     seeing = Seeing()
-    optimizer = torch.optim.AdamW(seeing.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    for step in track(range(steps), "training the base encoder"):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = seeing.loss(crowd.take(torch.randint(num, (BATCH,))))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(seeing.parameters(), 1.0)
-        optimizer.step()
+    learn(
+        seeing,
+        lambda: seeing.loss(crowd.take(torch.randint(num, (BATCH,)))),
+        steps=steps,
+        rate=LEARNING_RATE,
+        warmup=WARMUP,
+        title="training the base encoder",
+    )
     right = ", ".join(f"{name} {share:.1%}" for name, share in seeing.eval().right(unseen).items())
     print(f"base encoder: of unseen handwriting it sees {right}", flush=True)
     seeing.encoder.save_pretrained(folder)

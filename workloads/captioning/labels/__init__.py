@@ -74,15 +74,16 @@ def _examples(
     listing: Listing, found: list[DataSet], settings: CaptioningParse, processes: int
 ) -> Iterator[Record | Rejected]:
     """Everything in the data sets, judged, with progress."""
+    from contracts.ordered import in_order
     from workloads.captioning.labels.judging import Rules, judge
-    from workloads.captioning.labels.ordered import in_order
 
     named: set[str] = set()
     work = functools.partial(judge, Rules(listing.root, settings))
     total = len(listing.pictures) + sum(getattr(one.reader, "expected", 0) for one in found)
     anything = False
     with Progress("looking at pictures", total, unit=" pictures") as progress:
-        for size, results in _unique(in_order(work, _noted(_tasks(found, settings), named), processes)):
+        tasks = _noted(_tasks(found, settings), named)
+        for size, results in _unique(in_order(work, tasks, processes, size_of=lambda task: getattr(task, "size", 0))):
             anything = anything or bool(results)
             yield from results
             progress.advance(size)

@@ -11,9 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from contracts.records import Rejected
+from contracts.splits import Division
 from workloads.captioning.labels.captions import LEFT_OUT, distinct, judged
 from workloads.captioning.labels.said import Caption, Said, Sheet, show
-from workloads.captioning.labels.splits import Division
 
 if TYPE_CHECKING:
     from workloads.captioning.settings import CaptioningParse

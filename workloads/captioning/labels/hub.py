@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from contracts.errors import SlipwayError
 from contracts.records import Record, Rejected
+from contracts.splits import Division
 from workloads.captioning.labels import shards
 from workloads.captioning.labels.captions import LEFT_OUT, distinct, judged
 from workloads.captioning.labels.listing import Listing, some, suffix
 from workloads.captioning.labels.looking import Picture, look
 from workloads.captioning.labels.said import Caption, Columns, Unusable, show
-from workloads.captioning.labels.splits import Division, split_in_name, split_named
+from workloads.captioning.labels.splits import split_in_name, split_named
 from workloads.captioning.labels.tables import CAPTIONS, PICTURES, columns_in, named
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from contracts.errors import SlipwayError
+from contracts.pictures import walk
 from workloads.captioning.labels.said import UNDECODABLE, Unusable, decodable, kind
 from workloads.captioning.labels.splits import split_in_path
 
@@ -102,20 +103,6 @@ def _path(name: Any) -> str:
 def _bare(name: str) -> str:
     """A path in lower case without the ending of a picture."""
     return name[: -len(suffix(name))].lower() if suffix(name) in PICTURE_SUFFIXES else name.lower()
-
-
-def walk(root: Path) -> Iterator[str]:
-    """Every file below `root`, sorted, as posix paths relative to it; hidden ones and macOS' shadow files left out."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up would be walked for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(one for one in folders if not one.startswith(".") and one != "__MACOSX")
-        above = Path(folder).relative_to(root).as_posix()
-        yield from (one if above == "." else f"{above}/{one}" for one in sorted(files) if not one.startswith("."))
 
 
 def suffix(name: str) -> str:

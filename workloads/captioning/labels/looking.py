@@ -9,15 +9,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from contracts.pictures import likeness
 from workloads.captioning.labels.said import Unusable
 from workloads.captioning.pictures import MAX_PIXELS, SWAPPED, eight_bit, orientation, turned
 
 MAX_BYTES = 1 << 29
-MIN_CONTRAST, MIN_SIDE = 12, 64
+MIN_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,3 @@ def _decoded(data: bytes) -> tuple[int, int, np.ndarray]:
         if orientation(image) in SWAPPED:
             width, height = height, width
         return width, height, np.asarray(eight_bit(turned(image)).convert("L"))
-
-
-def likeness(grey: np.ndarray) -> bytes:
-    """128 bits: is each cell of an 8 x 8 grid brighter than its right, and than its lower, neighbour (dHash both ways).
-
-    `grey` is uint8 [height, width]. Pictures without contrast give no bits: they would all be alike.
-    """
-    if int(grey.max()) - int(grey.min()) < MIN_CONTRAST:
-        return b""
-    cells = cv2.resize(grey.astype(np.float32), (9, 9), interpolation=cv2.INTER_AREA)
-    across, down = cells[:8, :8] > cells[:8, 1:], cells[:8, :8] > cells[1:, :8]
-    return np.packbits(np.stack([across, down])).tobytes()

@@ -1,13 +1,10 @@
-"""The official split of a picture, as a column, a folder or a file name tells it, and what to make of missing ones."""
+"""The official split of a picture, as a column, a folder or a file name tells it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from contracts.records import split_of
 from workloads.captioning.labels.said import Unusable
 
 # restval is what Karpathy's division of COCO calls the part of val that everybody trains on.
@@ -48,39 +45,3 @@ def split_named(value: Any) -> str | None:
     if found is None:
         raise Unusable(f"unknown split: {value!r} is none of {', '.join(WORDS)}")
     return found
-
-
-@dataclass(frozen=True)
-class Division:
-    """The splits that a data set names, and the shares of train, val and test to draw where it names too few.
-
-    A data set with one split only has none; one with train and test gets a val drawn from its train.
-    """
-
-    official: frozenset[str]
-    shares: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, splits: Iterable[str | None], shares: tuple[float, float, float]) -> Self:
-        return cls(frozenset(split for split in splits if split), shares)
-
-    @property
-    def note(self) -> str:
-        """What was made of missing splits, in words; nothing where none is missing."""
-        if len(self.official) == 1:
-            return f"all pictures are in {next(iter(self.official))!r}, which is no division: train, val and test are drawn"
-        if self.official == {"train", "test"}:
-            return f"there is no val split: {self._val:.0%} of train is drawn for it"
-        return ""
-
-    def settle(self, split: str | None, name: str) -> str | None:
-        """The split of the picture called `name`, whose official one is `split`; None leaves it to the hash of its name."""
-        if len(self.official) == 1:
-            return None
-        if split == "train" and self.official == {"train", "test"}:
-            return split_of(name, (1 - self._val, self._val, 0.0))
-        return split
-
-    @property
-    def _val(self) -> float:
-        return self.shares[1] / (self.shares[0] + self.shares[1]) if self.shares[1] else 0.0

@@ -46,17 +46,17 @@ def parse(raw: Path, settings: SegmentationParse, *, processes: int) -> Iterator
         SlipwayError: when no labels or images are found, `group_pattern` cannot be used, or the rows of images that are not
             there count and are a larger share than `max_rejected`.
     """
+    from contracts.splits import Division
     from workloads.segmentation.labels.formats import reader_of
     from workloads.segmentation.labels.judging import Rules
-    from workloads.segmentation.labels.splits import completed
 
     check_pattern(settings.group_pattern)
     reader, others = reader_of(raw, settings)
     check_groups(settings.group_pattern, reader.listing.images)
     print(f"labels: {reader.name}" + _ignored(others), flush=True)
-    official, note = completed(reader.official, settings.shares)
-    if note:
-        print(f"splits: {note}", flush=True)
+    division = Division.of(reader.official, settings.shares, things="images")
+    if division.note:
+        print(f"splits: {division.note}", flush=True)
     classes = None if settings.classes is None else frozenset(renamed(settings.classes, settings))
     rules = Rules(reader.name, raw, classes, aliases_of(settings), settings.line_width, settings.group_pattern)
 
@@ -66,7 +66,7 @@ def parse(raw: Path, settings: SegmentationParse, *, processes: int) -> Iterator
                 yield result
                 continue
             record = result.record
-            split = official(record.split, record.group or record.key)
+            split = division.settle(record.split, record.group or record.key)
             yield record if split == record.split else Record(**{**vars(record), "split": split})
 
     return examples()
@@ -80,8 +80,8 @@ def _ignored(others: list[str]) -> str:
 
 def _judged(reader: Reader, rules: Rules, processes: int, max_rejected: float) -> Iterator[Judged | Rejected]:
     """Everything the reader finds, judged, with progress."""
+    from contracts.ordered import in_order
     from workloads.segmentation.labels.judging import judge
-    from workloads.segmentation.labels.ordered import in_order
 
     named: set[str] = set()
     absent = 0

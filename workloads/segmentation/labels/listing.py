@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from contracts.errors import SlipwayError
+from contracts.pictures import walk
 from workloads.segmentation.labels.drawn import Unusable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -64,20 +64,6 @@ class Listing:
                 if hits:
                     return hits[0]
         raise Unusable(f"{NOT_FOUND}: no file of that name in the download")
-
-
-def walk(root: Path) -> Iterator[str]:
-    """Every file below `root`, sorted, as posix paths relative to it; hidden ones and macOS' shadow files left out."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up would be walked for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(one for one in folders if not one.startswith(".") and one != "__MACOSX")
-        above = Path(folder).relative_to(root).as_posix()
-        yield from (one if above == "." else f"{above}/{one}" for one in sorted(files) if not one.startswith("."))
 
 
 def stem(name: str) -> str:

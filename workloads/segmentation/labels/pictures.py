@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from contracts.pictures import likeness
 from workloads.segmentation.labels.drawn import Unusable
 
 ORIENTATION = 0x0112
 SWAPPED = (5, 6, 7, 8)
-MIN_CONTRAST = 12
 MIN_SIDE = 64
 
 
@@ -56,15 +55,3 @@ def look(path: Path) -> Picture:
     if orientation in SWAPPED:
         width, height = height, width
     return Picture(width, height, orientation, likeness(small))
-
-
-def likeness(grey: np.ndarray) -> bytes:
-    """128 bits: is each cell of an 8 x 8 grid brighter than its right, and than its lower, neighbour (dHash both ways).
-
-    `grey` is uint8 [height, width]. Pictures without contrast give no bits: they would all be alike.
-    """
-    if int(grey.max()) - int(grey.min()) < MIN_CONTRAST:
-        return b""
-    cells = cv2.resize(grey.astype(np.float32), (9, 9), interpolation=cv2.INTER_AREA)
-    across, down = cells[:8, :8] > cells[:8, 1:], cells[:8, :8] > cells[1:, :8]
-    return np.packbits(np.stack([across, down])).tobytes()

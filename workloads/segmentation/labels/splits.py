@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-
-from contracts.records import split_of
 
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -29,20 +26,3 @@ def split_in_name(path: str) -> str | None:
     """The split that a label file is named after: annotations/instances_train2017.json."""
     match = _IN_NAME.search(path.rsplit("/", 1)[-1])
     return WORDS[match[1].lower()] if match else split_in_path(path)
-
-
-def completed(official: set[str], shares: Sequence[float]) -> tuple[Callable[[str | None, str], str | None], str]:
-    """What to make of the official splits when some are missing: a function of (official split, group or key), and why.
-
-    A data set that names one split only has none; one with train and test gets a val drawn from its train.
-    """
-    if len(official) == 1:
-        only = next(iter(official))
-        return (lambda split, name: None), f"all images are in {only!r}, which is no division: train, val and test are drawn"
-    if official == {"train", "test"}:
-        val = shares[1] / (shares[0] + shares[1]) if shares[1] else 0.0
-        drawn = (1 - val, val, 0.0)
-        return (
-            lambda split, name: split_of(name, drawn) if split == "train" else split
-        ), f"there is no val split: {val:.0%} of train is drawn for it"
-    return (lambda split, name: split), ""

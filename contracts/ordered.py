@@ -20,15 +20,19 @@ AHEAD = 3
 
 
 def in_order(
-    work: Callable[[Sequence[Any]], list[R]], tasks: Iterable[Any], processes: int
+    work: Callable[[Sequence[Any]], list[R]],
+    tasks: Iterable[Any],
+    processes: int,
+    *,
+    size_of: Callable[[Any], int] = lambda task: 1,
 ) -> Iterator[tuple[int, list[R]]]:
     """(size of the tasks, `work` of them) for each chunk of `tasks`, in their order whatever `processes` is.
 
-    A chunk is tasks whose `size` (0 where they have none) comes to CHUNK. This process begins alone; the others are spawned
-    (`work` must be a function that they can import) when there is more than ALONE_SECONDS of work. Memory: AHEAD chunks a
-    process.
+    A chunk is CHUNK tasks, or as many as have CHUNK for the sum of their sizes. This process begins alone; the others are
+    spawned (`work` must be a function that they can import) when there is more than ALONE_SECONDS of work. Memory: AHEAD
+    chunks a process.
     """
-    chunks = _chunks(tasks)
+    chunks = _chunks(tasks, size_of)
     start = time.monotonic()
     for size, chunk in chunks:
         yield size, work(chunk)
@@ -56,16 +60,16 @@ def _finished(under_way: deque[tuple[int, Future[list[R]]]]) -> tuple[int, list[
         return size, future.result()
     except BrokenProcessPool:
         raise SlipwayError(
-            "a process that was reading pictures was killed, most likely because memory ran out: use fewer processes"
+            "a process that was reading labels was killed, most likely because memory ran out: use fewer processes"
             " (SLIPWAY_PROCESSES=1) or close other programs"
         ) from None
 
 
-def _chunks(tasks: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+def _chunks(tasks: Iterable[Any], size_of: Callable[[Any], int]) -> Iterator[tuple[int, list[Any]]]:
     size, chunk = 0, []
     for task in tasks:
         chunk.append(task)
-        size += getattr(task, "size", 0)
+        size += size_of(task)
         if size >= CHUNK or len(chunk) >= CHUNK:
             yield size, chunk
             size, chunk = 0, []
