@@ -81,7 +81,8 @@ class Fitting(Loop):
         if not meets:
             if backend.any(failed):
                 return False
-            backend.reduce()
+            backend.collect()
+            backend.exchange(self.statistics.seen(), gradients=True)
         backend.step(rate=0.0, scale=1.0)
         self.average.update()
         return True

@@ -47,7 +47,7 @@ class Lesson:
         self.backend.backward(output["loss"])
         self._note()
         self.backend.step(rate=rate, scale=1.0)
-        self.loop.statistics.update(self.backend.mean)
+        self.loop.statistics.update(self.backend.sum(self.loop.statistics.seen()) / self.backend.ranks)
         self.loop.average.update()
         return float(output["loss"].detach())
 

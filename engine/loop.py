@@ -123,21 +123,29 @@ class Loop:
         self._step_started, self._waited = time.monotonic(), 0.0
         while (totals := self._gradients()) is None:
             self._divide_further()
-        names = list(totals)
-        flags = [float(self._stop.asked), float(is_tight(self.backend.device))]
-        numbers = torch.stack([totals[name].float() for name in names])
-        *sums, stopping, tight = self.backend.sum(torch.cat([numbers, numbers.new_tensor(flags)])).tolist()
+        mark("exchange")
+        losses = torch.stack([value.float() for value in totals.values()])
+        flags = losses.new_tensor([float(self._stop.asked), float(is_tight(self.backend.device))])
+        numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
+        numbers = self.backend.exchange(numbers, gradients=self._careful)
+        *sums, stopping, tight = numbers[: len(totals) + 2].tolist()
         if tight:
             self._careful_until = self.standing.step + 1 + CAREFUL_STEPS
-        values = dict(zip(names, sums, strict=True))
+        values = dict(zip(totals, sums, strict=True))
         weight = values.pop("weight")
-        self._learn({name: value / weight for name, value in values.items()}, scale=1 / weight)
+        seen = numbers[len(totals) + 2 :] / self.backend.ranks
+        self._learn({name: value / weight for name, value in values.items()}, seen, scale=1 / weight)
         return stopping > 0
 
     def _gradients(self) -> dict[str, torch.Tensor] | None:
-        """The gradients of one global batch, and the sums of its losses; None where memory ran out on any rank."""
+        """The gradients of one global batch, and the sums of its losses; None where memory ran out on any rank.
+
+        `_careful` says afterwards that the gradients of the ranks have not met in it.
+        """
         backend, count = self.backend, self.plan.accumulation
-        careful = backend.divides and (backend.device.type == "cpu" or self.standing.step < self._careful_until)
+        self._careful = careful = backend.divides and (
+            backend.device.type == "cpu" or self.standing.step < self._careful_until
+        )
         totals: dict[str, torch.Tensor] = {}
         failed = False
         for micro in range(count):
@@ -152,10 +160,9 @@ class Loop:
                 failed = True
                 break
         mark("exchange")
-        if careful:
-            if backend.any(failed):
-                return None
-            backend.reduce()
+        if careful and backend.any(failed):
+            return None
+        backend.collect()
         return totals
 
     def _micro_batch(self, micro: int, totals: dict[str, torch.Tensor], *, meet: bool) -> None:
@@ -203,8 +210,8 @@ class Loop:
         release(self.backend.device)
         self._open_feed()
 
-    def _learn(self, losses: dict[str, float], *, scale: float) -> None:
-        """Move the weights, their average and the batch statistics, all by what the whole global batch said."""
+    def _learn(self, losses: dict[str, float], seen: torch.Tensor, *, scale: float) -> None:
+        """Move the weights, their average and the batch statistics (by those `seen`), all by what the whole global batch said."""
         step = self.standing.step
         if not math.isfinite(losses["loss"]):
             keys = [self.records[sample.index].key for sample in self.stream.batch(step)[:4]]
@@ -219,9 +226,8 @@ class Loop:
         mark("optimizer")
         with self._meeting("optimizer", meet=True):
             norm = self.backend.step(rate=rate, scale=scale)
-        mark("exchange")
-        self.statistics.update(self.backend.mean)
         mark("averaging")
+        self.statistics.update(seen)
         self.average.update()
         self._last_loss = losses["loss"]
         seconds = time.monotonic() - self._step_started

@@ -5,7 +5,7 @@ Source: Hoffer et al. 2017, "Train longer, generalize better", arXiv 1705.08741,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from contracts.errors import SlipwayError
 
-Mean = Callable[[torch.Tensor], torch.Tensor]
 _paused = False
 
 
@@ -94,27 +93,31 @@ class GhostStatistics:
             raise SlipwayError("this model has batch-norm layers: train.ghost_batch must be 2 or more (8 to 32 is usual)")
         self.layers = found
         self.num_ghosts = num_ghosts
+        self.momenta = [layer.momentum if layer.momentum is not None else 0.1 for layer in found for _ in range(2)]
         for layer in found:
             layer.__class__ = KINDS[type(layer)]
             layer.ghost_batch, layer.num_ghosts = ghost_batch, 0
             layer.ghost_mean = torch.zeros_like(layer.running_mean)
             layer.ghost_variance = torch.zeros_like(layer.running_var)
 
-    def update(self, mean: Mean) -> None:
-        """Move the running statistics by what the step saw on all ranks (`mean` averages a tensor over them).
+    def seen(self) -> torch.Tensor:
+        """Means and variances of every layer on this rank in this step, in one row."""
+        parts = [part for layer in self.layers for part in (layer.ghost_mean, layer.ghost_variance)]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def update(self, seen: torch.Tensor) -> None:
+        """Move the running statistics by what all ranks have `seen`, averaged over them.
 
         One step counts as many moves with the layer's momentum as there were ghost batches in it.
         """
-        if not self.layers:
-            return
-        parts = [part for layer in self.layers for part in (layer.ghost_mean, layer.ghost_variance)]
-        together = mean(torch.cat(parts)).split([len(part) for part in parts])
         running = [part for layer in self.layers for part in (layer.running_mean, layer.running_var)]
-        momenta = [layer.momentum if layer.momentum is not None else 0.1 for layer in self.layers for _ in range(2)]
-        for target, value, momentum in zip(running, together, momenta, strict=True):
-            target.lerp_(value, 1 - (1 - momentum) ** self.num_ghosts)
-        for layer in self.layers:
-            layer.num_batches_tracked += 1
+        values = seen.split([len(part) for part in running])
+        for momentum in dict.fromkeys(self.momenta):
+            chosen = [place for place, one in enumerate(self.momenta) if one == momentum]
+            targets, towards = ([parts[place] for place in chosen] for parts in (running, values))
+            torch._foreach_lerp_(targets, towards, 1 - (1 - momentum) ** self.num_ghosts)  # pyright: ignore[reportPrivateImportUsage]
+        if self.layers:
+            torch._foreach_add_([layer.num_batches_tracked for layer in self.layers], 1)  # pyright: ignore[reportPrivateImportUsage]
         self.forget()
 
     def forget(self) -> None:

@@ -275,7 +275,7 @@ def batch_statistics(device: torch.device, rank: int, ranks: int) -> str:
         layer = nn.BatchNorm2d(6).to(device)
         statistics = GhostStatistics(layer, ghost_batch=GHOST_BATCH, num_ghosts=2 * ranks)
         gradient = torch.autograd.grad(layer(part).sigmoid().square().mean(), layer.weight)[0]
-        statistics.update(over_ranks)
+        statistics.update(over_ranks(statistics.seen()))
         running = [one for one in (layer.running_mean, layer.running_var) if one is not None]
         results.append(torch.cat([over_ranks(gradient.clone()), *running]))
     told = f"ghost batches agree over {ranks} rank{'s' * (ranks > 1)} ({_near(results[1], results[0], FULL_TOLERANCE):.0e} apart)"

@@ -63,20 +63,33 @@ class Ddp(Single):
     def meets_in(self, phase: str, *, meet: bool) -> bool:
         return phase == "backward" and meet
 
-    def reduce(self) -> None:
-        """All gradients in one all-reduce, averaged; one that only some ranks have counts as zero elsewhere."""
-        trained = [value for value in self.parameters if value.requires_grad]
-        for value in trained:
-            if value.grad is None:
+    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> torch.Tensor:
+        """A gradient that only some ranks have counts as zero elsewhere."""
+        if not gradients:
+            return self.sum(numbers)
+        flat = self._flat_gradients()
+        if self.plan.compress_gradients:
+            self._average(flat, torch.cat(flat).bfloat16())
+            return self.sum(numbers)
+        together = torch.cat([*flat, numbers.to(self.device)])
+        self._average(flat, together)
+        return together[len(together) - len(numbers) :]
+
+    def _flat_gradients(self) -> list[torch.Tensor]:
+        """Each parameter's gradient as one row in the order of its memory, which is that of the parameter on every rank."""
+        for value in self.parameters:
+            if value.requires_grad and value.grad is None:
                 value.grad = torch.zeros_like(value)
-        gradients = [value.grad for value in trained if value.grad is not None]
-        flat = torch.cat([value.reshape(-1) for value in gradients])
-        sent = flat.bfloat16() if self.plan.compress_gradients else flat
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        return [value.as_strided((value.numel(),), (1,)) for value in gradients]
+
+    def _average(self, flat: list[torch.Tensor], message: torch.Tensor) -> None:
+        """Send the gradients, which are the beginning of `message`, and overwrite them by the mean over the ranks."""
         with collective("all-reduce of gradients"):
-            dist.all_reduce(sent)
-        flat = sent.to(flat.dtype).div_(self.ranks)
-        pieces = flat.split([value.numel() for value in gradients])
-        torch._foreach_copy_(gradients, [piece.view_as(value) for piece, value in zip(pieces, gradients, strict=True)])  # pyright: ignore[reportPrivateImportUsage]
+            dist.all_reduce(message)
+        lengths = [len(value) for value in flat]
+        means = message[: sum(lengths)].to(flat[0].dtype) / self.ranks
+        torch._foreach_copy_(flat, means.split(lengths))  # pyright: ignore[reportPrivateImportUsage]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         total = values.to(self.device)
@@ -85,9 +98,6 @@ class Ddp(Single):
             if total.is_cuda:  # the wait itself, so that it is seen where it is
                 torch.cuda.current_stream().synchronize()
         return total
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return self.sum(values) / self.ranks
 
     def gather(self, value: Any) -> list[Any] | None:
         gathered: list[Any] | None = [None] * self.ranks if self.rank == 0 else None

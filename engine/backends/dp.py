@@ -40,7 +40,7 @@ class Dp(Single):
         output = self._models[place](moved(batch, self.devices[place]))
         return moved(output, self.device)
 
-    def reduce(self) -> None:
+    def collect(self) -> None:
         copies = self._models[1:]
         for parameter, *others in zip(*(one.parameters() for one in self._models), strict=True):
             for other in others:

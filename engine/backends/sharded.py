@@ -44,5 +44,7 @@ class Sharded(Ddp):
     def meets_in(self, phase: str, *, meet: bool) -> bool:
         return True
 
-    def reduce(self) -> None:
-        raise AssertionError("gradients meet in the backward")
+    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> torch.Tensor:
+        if gradients:
+            raise AssertionError("gradients meet in the backward")
+        return self.sum(numbers)

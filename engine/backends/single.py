@@ -69,8 +69,12 @@ class Single:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def reduce(self) -> None:
-        """Average the gradients over the ranks, where no backward has done it."""
+    def collect(self) -> None:
+        """Bring together what the devices of this process have computed for a step."""
+
+    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> torch.Tensor:
+        """The sum of `numbers` [n] over the ranks; `gradients`, where no backward has done it, are averaged in the same message."""
+        return self.sum(numbers)
 
     def step(self, *, rate: float, scale: float) -> float:
         """One optimiser step with learning rates times `rate`, on the sum of all ranks' gradients times `scale`.
@@ -103,10 +107,6 @@ class Single:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, the same on each."""
-        return values
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks, the same on each."""
         return values
 
     def gather(self, value: Any) -> list[Any] | None:

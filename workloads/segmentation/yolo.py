@@ -62,8 +62,11 @@ def make_model(name: str, classes: Sequence[str], *, pretrained: bool, sha256: s
         SlipwayError: when there is no such model, it does not segment, or its hash is not the one that is set.
     """
     prepare_ultralytics()
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import SegmentationModel
+    import torch
+
+    with torch.device("cpu"):  # its classes hold tensors, which would stay on the device of whoever builds first (meta)
+        from ultralytics.cfg import get_cfg
+        from ultralytics.nn.tasks import SegmentationModel
 
     config, weights = _architecture(name, pretrained=pretrained, sha256=sha256)
     build: Any = SegmentationModel  # its annotations know the path of a YAML alone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from torch import nn
 
 from contracts.records import Records
+from contracts.workload import ROOT
 from engine.normalization import GhostStatistics
 from tests.conftest import Scenes
 from workloads.segmentation.dataset import SegmentationDataset
@@ -213,3 +216,12 @@ def test_yolo_val_of_the_file_measures_the_weights_that_were_saved(
     for name in ("metrics/mAP50-95(B)", "metrics/mAP50-95(M)", "metrics/mAP50(B)", "metrics/mAP50(M)"):
         assert of_file[name] == pytest.approx(of_weights[name], abs=0.001)
         assert of_file[name] > 0.05
+
+
+def test_a_network_first_built_on_the_meta_device_leaves_nothing_of_it_to_the_next() -> None:
+    code = (
+        "import contextlib, torch\nfrom workloads.segmentation.yolo import make_model\n"
+        "with contextlib.suppress(RuntimeError), torch.device('meta'):\n    make_model('digits-seg', ['a'], pretrained=False)\n"
+        "make_model('digits-seg', ['a'], pretrained=False).to('cpu').eval()(torch.zeros(1, 3, 64, 64))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
