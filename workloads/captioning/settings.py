@@ -27,7 +27,7 @@ class CaptioningParse(ParseSettings):
     counted as one. With `format` auto every top folder of the download may be a data set of its own format.
     """
 
-    format: Literal["auto", "hub", "metadata", "table", "flickr", "coco"] = "auto"
+    format: Literal["auto", "hub", "metadata", "table", "karpathy", "flickr", "coco"] = "auto"
     labels: str | None = None
     image_column: str | None = None
     caption_column: str | None = None

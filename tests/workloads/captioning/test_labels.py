@@ -1,4 +1,4 @@
-"""The five formats give the same records, side by side too, and what each of them may hold arrives as it was meant."""
+"""The six formats give the same records, side by side too, and what each of them may hold arrives as it was meant."""
 
 from __future__ import annotations
 
@@ -91,6 +91,14 @@ def coco(raw: Path) -> None:
     (raw / "captions.json").write_text(json.dumps(content))
 
 
+def karpathy(raw: Path) -> None:
+    images = [
+        {"filename": name, "imgid": index, "split": split, "sentences": [{"raw": caption, "tokens": []} for caption in body]}
+        for index, ((name, body), split) in enumerate(zip(SAID.items(), ("restval", "restval", "train"), strict=True))
+    ]
+    (raw / "dataset_mine.json").write_text(json.dumps({"images": images, "dataset": "mine"}))
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "metadata": metadata,
     "table: csv": comma_table,
@@ -99,6 +107,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "flickr: csv": flickr_csv,
     "flickr: token": flickr_token,
     "coco": coco,
+    "karpathy": karpathy,
 }
 
 
@@ -336,6 +345,7 @@ def test_a_setting_that_fits_nothing_stops(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_at_all_stop_and_are_named(tmp_path: Path) -> None:
     for name, content, message in (
         ("cut.json", b'{"images": [], "annotations": [{"caption": "a', "cut.json is not JSON"),
+        ("lone.json", b'{"images": {}, "x": ["filename", "sentences", "raw"]}', "lone.json has no list 'images'"),
         ("cut.parquet", b"PAR1 and nothing more", "cut.parquet cannot be read"),
         ("cut.arrow", b"", "cut.arrow cannot be read"),
         ("open.csv", b'image,caption\na.png,"' + b"x" * (1 << 23), "open.csv: row 2 cannot be read .*quotation mark"),
@@ -375,6 +385,23 @@ def test_the_lists_of_flickr8k_are_its_official_splits(tmp_path: Path) -> None:
     for word, name in zip(("train", "dev", "test"), SAID, strict=True):
         (tmp_path / f"Flickr_8k.{word}Images.txt").write_text(name + "\n")
     assert {key: one.split for key, one in read(tmp_path).items()} == {"a.png": "train", "b.jpg": "val", "c.png": "test"}
+
+
+def test_karpathys_file_divides_the_pictures_whatever_folders_they_lie_in(tmp_path: Path) -> None:
+    """restval lies in val2014 and is trained on; the file is read and not the results.csv beside it, which has no splits."""
+    splits, images = ("train", "restval", "val", "test"), []
+    for number, split in enumerate(splits):
+        folder = "train2014" if split == "train" else "val2014"
+        picture(tmp_path / folder / f"{number}.png", seed=number)
+        sentences = [{"raw": f"{split} says {word}", "sentid": number} for word in ("one", "two")]
+        images.append(
+            {"filepath": folder, "filename": f"{number}.png", "imgid": number, "split": split, "sentences": sentences}
+        )
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n0.png| 0| other words\n")
+    found = read(tmp_path)
+    assert [one.split for one in found.values()] == ["train", "train", "val", "test"]
+    assert captions(found)["val2014/1.png"] == ["restval says one", "restval says two"]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def coco(name: str, row: str, value: str, reason: str, *, lost: int = 0, images:
     return Case(f"coco: {name}", {"c.json": json.dumps(content).encode()}, [("c.json", row, value, reason)], lost=lost)
 
 
+def karpathy(name: str, row: str, image: Any, value: str, reason: str, *, lost: int = 1) -> Case:
+    """An image that is refused, or one of its sentences, in a file of Karpathy's after a good one."""
+    good = {"imgid": 0, "filename": "a.png", "split": "train", "sentences": [{"raw": "a dog"}]}
+    content = json.dumps({"images": [good, image], "dataset": "mine"}).encode()
+    return Case(f"karpathy: {name}", {"d.json": content}, [("d.json", row, value, reason)], lost=lost)
+
+
 def hub(name: str, cell: bytes | None, said: Any, value: str, reason: str, *, lost: int = 0, also: bool = False) -> Case:
     """A row of a shard that is refused after a good one; `also` where its picture goes with it."""
     image = pa.array([{"bytes": encoded("png"), "path": "a"}, {"bytes": cell, "path": "b.jpg"}])
@@ -192,6 +199,35 @@ CASES = [
         lost=1,
         images=[{"id": 2, "file_name": "gone.png"}],
         notes=[{"id": 2, "image_id": 2, "caption": "x"}, {"id": 3, "image_id": 2, "caption": "y"}],
+    ),
+    karpathy("image is text", "image number 2", "x", "x", "image is not a set of fields: it is text"),
+    karpathy("no name", "image 7", {"imgid": 7, "sentences": [{"raw": "x"}]}, '{"imgid": 7', "no picture name"),
+    karpathy("missing", "image number 2", {"filepath": "v", "filename": "b.png"}, "v/b.png", NOT_FOUND),
+    karpathy("split", "image 7", {"imgid": 7, "filename": "a.png", "split": "new"}, "a.png", "unknown split: 'new'"),
+    karpathy("bare", "image 7", {"imgid": 7, "filename": "a.png", "sentences": []}, "a.png", "no caption: the image has"),
+    karpathy(
+        "sentence is text",
+        "image 7, sentence number 1",
+        {"imgid": 7, "filename": "a.png", "split": "train", "sentences": ["x"]},
+        "x",
+        "sentence is not a set of fields: it is text",
+        lost=0,
+    ),
+    karpathy(
+        "no raw text",
+        "image number 2, sentence 9",
+        {"filename": "a.png", "split": "train", "sentences": [{"sentid": 9, "tokens": ["x"]}]},
+        "null",
+        "no caption: null",
+        lost=0,
+    ),
+    karpathy(
+        "two splits",
+        "image 7, sentence 9",
+        {"imgid": 7, "filename": "a.png", "split": "test", "sentences": [{"sentid": 9, "raw": "a cat"}]},
+        "a cat",
+        "picture is in two splits: train before, here test",
+        lost=0,
     ),
     hub("no bytes", None, ["a dog", "a cat"], "b.jpg", "picture not found: the row holds no bytes of it", lost=1),
     hub("no picture", b"<html>", ["a dog", "a cat"], "b.jpg", "picture cannot be read: not a picture", lost=1),

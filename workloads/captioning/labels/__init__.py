@@ -1,7 +1,7 @@
-"""Label files of five formats to captioning records; the module of each format says what it may hold.
+"""Label files of six formats to captioning records; the module of each format says what it may hold.
 
-All captions of one picture make one record. Labels are streamed; what stays in memory is the names of the files, one COCO
-file if the labels are COCO, and a few parts of shards if they are the Hub's.
+All captions of one picture make one record. Labels are streamed; what stays in memory is the names of the files, one file of
+COCO's or Karpathy's if the labels are such, and a few parts of shards if they are the Hub's.
 """
 
 from __future__ import annotations

@@ -1,28 +1,19 @@
-"""COCO captions JSON: images, and annotations with a caption each, in any order.
-
-A file is loaded whole (about six times its size in memory: 600 MB for COCO 2017's), one file at a time.
-"""
+"""COCO captions JSON: images, and annotations with a caption each, in any order. One file at a time is loaded whole."""
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
-
-from contracts.errors import SlipwayError
 from contracts.records import Rejected
 from workloads.captioning.labels.listing import Listing, suffix
+from workloads.captioning.labels.objects import lists_in, mentions
 from workloads.captioning.labels.said import Said, Unusable, show
 from workloads.captioning.labels.splits import split_in_name, split_in_path
 
 if TYPE_CHECKING:
     from workloads.captioning.settings import CaptioningParse
 
-HEAD = 1 << 12
 LISTS = ("images", "annotations")
 
 
@@ -37,11 +28,12 @@ class Coco:
 
     @classmethod
     def files_in(cls, listing: Listing, files: list[str], settings: CaptioningParse) -> list[str]:
-        return [file for file in files if suffix(file) == ".json" and is_coco(listing.root / file)]
+        wanted = (*LISTS, "caption")
+        return [file for file in files if suffix(file) == ".json" and mentions(listing.root / file, *wanted)]
 
     def said(self) -> Iterator[Said | Rejected]:
         for file in self.files:
-            images, annotations = whole(self.listing.root / file)
+            images, annotations = lists_in(self.listing.root / file, *LISTS)
             pictures: dict[Any, str | None] = {}
             for position, image in enumerate(images):
                 if fault := self._picture(file, position, image, pictures):
@@ -85,31 +77,3 @@ def _captions(file: str, annotations: list[Any], pictures: dict[Any, str | None]
 
 def _is_identity(value: Any) -> bool:
     return type(value) in (int, str)
-
-
-def is_coco(path: Path) -> bool:
-    """Whether a JSON file has the lists and captions that COCO's have, found without reading it into memory."""
-    with path.open("rb") as file:
-        if not file.read(HEAD).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(b'"%s"' % key) >= 0 for key in (b"images", b"annotations", b"caption"))
-
-
-def whole(path: Path) -> tuple[list[Any], list[Any]]:
-    """The images and the annotations of a COCO file.
-
-    Raises:
-        SlipwayError: when it is no JSON or a list is missing; there are no rows to quarantine then.
-    """
-    try:
-        content = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))  # NaN costs one annotation and not the file
-        except (ValueError, RecursionError):
-            raise SlipwayError(f"{path} is not JSON: {error}. Was it cut off? Download it again.") from None
-    for part in LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise SlipwayError(f"{path} has no list {part!r}, which COCO captions have: is it another kind of JSON?")
-    return content["images"], content["annotations"]

@@ -1,7 +1,8 @@
 """Which data sets lie in a download and what format each has: set by the user, or found by looking at the files.
 
-Every top folder may be a data set of its own. Where one holds several formats the first of hub, metadata, Flickr, COCO,
-table is read: the ones that are hardest to mistake come first.
+Every top folder may be a data set of its own. Where one holds several formats the first of hub, metadata, Karpathy,
+Flickr, COCO, table is read: the ones that are hardest to mistake come first, and Karpathy's has the splits that the other
+files of its pictures lack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contracts.records import Rejected
 from workloads.captioning.labels.coco import Coco
 from workloads.captioning.labels.flickr import Flickr
 from workloads.captioning.labels.hub import Hub
+from workloads.captioning.labels.karpathy import Karpathy
 from workloads.captioning.labels.listing import Listing, some, suffix
 from workloads.captioning.labels.rows import TABLES, columns_of
 from workloads.captioning.labels.said import Said
@@ -40,10 +42,11 @@ class Reader(Protocol):
     def said(self) -> Iterator[Said | Rejected]: ...
 
 
-KINDS: dict[str, Any] = {one.name: one for one in (Hub, Metadata, Flickr, Coco, Table)}
+KINDS: dict[str, Any] = {one.name: one for one in (Hub, Metadata, Karpathy, Flickr, Coco, Table)}
 LOOKED_FOR = {
     "hub": "parquet or Arrow files with a column of pictures",
     "metadata": "a metadata.jsonl or metadata.csv",
+    "karpathy": "a .json file with images that have sentences with a raw text (dataset_coco.json)",
     "flickr": "a results.csv (image_name| comment_number| comment) or lines of picture#number, tab and caption",
     "coco": "a .json file with images and annotations that have a caption",
     "table": "a .csv, .tsv or .jsonl with a column of pictures and one of captions",
