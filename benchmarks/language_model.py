@@ -30,7 +30,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.records)
 
-    def item(self, index: int, rng: Any, *, progress: float) -> np.ndarray:
+    def item(self, index: int, rng: Any, *, draw: int, progress: float) -> np.ndarray:
         return np.random.default_rng(index).integers(VOCABULARY, size=LENGTH + 1)
 
     def collate(self, items: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -100,8 +100,8 @@ class _Items(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, place: int) -> Any:
         one = self.samples[place]
-        rng = generator(self.seed, "sample", one.epoch, one.index)
-        return self.dataset.item(one.index, rng, progress=one.progress)
+        rng = generator(self.seed, "sample", one.draw, one.index)
+        return self.dataset.item(one.index, rng, draw=one.draw, progress=one.progress)
 
 
 class Paired(Loop):

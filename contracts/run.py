@@ -13,7 +13,10 @@ from contracts.plan import Plan
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that a rank needs to know; it travels as JSON. Folders are absolute or relative to the project's folder."""
+    """Everything that a rank needs to know; it travels as JSON. Folders are absolute or relative to the project's folder.
+
+    `sampling_weights` is a file of how often each record of train is drawn, beside the others; None: all alike.
+    """
 
     workload: str
     settings: dict[str, Any]
@@ -23,6 +26,7 @@ class RunSpec:
     output: str
     plan: Plan
     fingerprint: str
+    sampling_weights: str | None = None
 
     def write(self, path: Path) -> None:
         write_json(path, dataclasses.asdict(self))

@@ -60,7 +60,15 @@ class ParseSettings(Section):
 
 
 class PrepareSettings(Section):
-    """What is computed once, before any training."""
+    """What is computed once, before any training.
+
+    How often a record of train is drawn in an epoch, whose number of samples stays: `sampling_weights` are those of the records in a
+    top folder of the download ({coco: 0.5}; "." is the top itself), 1 where they name none. `balance` multiplies each by the
+    workload's own weight of the record, to this power (0: not at all).
+    """
+
+    sampling_weights: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    balance: Share = 0
 
 
 class PlanSettings(Section):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, Rejected
@@ -198,13 +198,24 @@ class Workload(Protocol):
         ...
 
 
+@runtime_checkable
+class Balanced(Protocol):
+    """A workload that can tell which of its records should be drawn more often than others."""
+
+    def balance(self, records: Records, settings: Any) -> np.ndarray:
+        """A number above 0 for each record, mean 1 [n]."""
+        ...
+
+
 class Dataset(Protocol):
-    """Examples by index. `rng` None means no augmentation; otherwise it is keyed by seed, epoch and sample."""
+    """Examples by index. `rng` None means no augmentation; otherwise it is keyed by seed, record and draw."""
 
     def __len__(self) -> int: ...
 
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> Any:
-        """One example; `progress` is the part of the run that is over, 0 to 1 (for augmentation that ends early)."""
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> Any:
+        """One example. `draw` is how often the record was drawn before in the run (the epoch, where all are drawn once in
+        each): it chooses among what a record has several of. `progress` is the part of the run that is over, 0 to 1 (for
+        augmentation that ends early)."""
         ...
 
     def collate(self, items: Sequence[Any]) -> dict[str, Any]:

@@ -149,9 +149,9 @@ def guarded(name: str, make: Callable[[], Finding]) -> Finding:
 
 @dataclass(frozen=True)
 class Digest:
-    """A sample as a rank got it: which record in which epoch, and a hash of its tensors."""
+    """A sample as a rank got it: which record, drawn how often before, and a hash of its tensors."""
 
-    epoch: int
+    draw: int
     index: int
     hash: str
 
@@ -161,7 +161,7 @@ def digested(samples: Sequence[Sample], batch: Batch) -> list[Digest]:
     tensors = [value.detach().cpu() for value in batch.values() if isinstance(value, torch.Tensor)]
     rows = [value for value in tensors if value.ndim and len(value) == len(samples)]
     hashes = [_hash([value[place] for value in rows] or tensors) for place in range(len(samples))]
-    return [Digest(one.epoch, one.index, found) for one, found in zip(samples, hashes, strict=True)]
+    return [Digest(one.draw, one.index, found) for one, found in zip(samples, hashes, strict=True)]
 
 
 def _hash(tensors: Sequence[torch.Tensor]) -> str:
@@ -181,12 +181,12 @@ def rank_batches(loop: Loop, shares: Sequence[Sequence[Sequence[Digest]]]) -> Fi
     num_steps = min(len(share) for share in shares) // per_step
     for step in range(num_steps):
         got = Counter(
-            (one.epoch, one.index)
+            (one.draw, one.index)
             for share in shares
             for micro in share[step * per_step : (step + 1) * per_step]
             for one in micro
         )
-        wanted = Counter((one.epoch, one.index) for one in loop.stream.batch(step))
+        wanted = Counter((one.draw, one.index) for one in loop.stream.batch(step))
         twice, lost = got - wanted, wanted - got
         if twice or lost:
             reason = (
@@ -211,10 +211,10 @@ def _uneven(stream: Stream, *, ranks: int, micro_batch: int) -> str:
     for step, rank in itertools.product(range(steps), range(ranks)):
         for micro in stream.share(step, rank=rank, ranks=ranks, micro_batch=micro_batch):
             np.add.at(counts, [one.index for one in micro if one.epoch == 0], 1)
-    drawn = min(stream.num_records, steps * stream.global_batch)
-    if counts.max() > 1:
-        return f"record {counts.argmax()} is read {counts.max()} times in the first epoch"
-    return f"{drawn - counts.sum()} records are never read in the first epoch" if counts.sum() != drawn else ""
+    drawn, over = min(stream.num_records, steps * stream.global_batch), counts - stream.draws.times(0)
+    if over.max() > 0:
+        return f"record {over.argmax()} is read {counts[over.argmax()]} times in the first epoch"
+    return f"{drawn - counts.sum()} samples are never read in the first epoch" if counts.sum() != drawn else ""
 
 
 def _alike(loop: Loop, digests: Sequence[Digest]) -> str:
@@ -223,7 +223,7 @@ def _alike(loop: Loop, digests: Sequence[Digest]) -> str:
     dataset = loop.workload.dataset(loop.records, loop.settings, loop.spec.facts, training=True)
     plain = {}
     for index in list(fed)[:8]:
-        batch = dataset.collate([dataset.item(index, None, progress=0.0)])
+        batch = dataset.collate([dataset.item(index, None, draw=0, progress=0.0)])
         plain[index] = _hash([value for value in batch.values() if isinstance(value, torch.Tensor)])
     for found, how in ((fed, "as they are fed"), (plain, "without augmentation")):
         num = len(set(found.values()))

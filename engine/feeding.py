@@ -29,9 +29,9 @@ class _Keyed(TorchDataset[Any]):
     seed: int
 
     def __getitem__(self, sample: Sample) -> tuple[Sample, Any]:
-        rng = generator(self.seed, "sample", sample.epoch, sample.index)
+        rng = generator(self.seed, "sample", sample.draw, sample.index)
         with reading(f"record {sample.index}, epoch {sample.epoch}"):
-            return sample, self.dataset.item(sample.index, rng, progress=sample.progress)
+            return sample, self.dataset.item(sample.index, rng, draw=sample.draw, progress=sample.progress)
 
     def collate(self, items: Sequence[tuple[Sample, Any]]) -> tuple[list[Sample], dict[str, Any]]:
         samples, examples = zip(*items, strict=True)

@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from contracts.errors import Interrupted, SlipwayError
 from contracts.progress import Progress
@@ -72,11 +74,24 @@ class Loop:
         self.backend: Single = make(spec.plan)
         records = Records.open(Path(spec.records), root=Path(spec.root))
         self.records = records.split("train")
-        self.stream = Stream(len(self.records), self.train.global_batch, self.train.epochs, self.train.seed)
+        self.stream = Stream(
+            len(self.records), self.train.global_batch, self.train.epochs, self.train.seed, self._sampling_weights(spec)
+        )
         self.checkpoints = Checkpoints(
             self.output / "checkpoints", fingerprint=spec.fingerprint, keep=self.train.keep_checkpoints
         )
         self._build(records.split("val"))
+
+    def _sampling_weights(self, spec: RunSpec) -> NDArray[np.float64] | None:
+        """How often each record is drawn, beside the others."""
+        if spec.sampling_weights is None:
+            return None
+        found = np.load(spec.sampling_weights, allow_pickle=False)
+        if found.shape != (len(self.records),):
+            raise SlipwayError(
+                f"{spec.sampling_weights} has {len(found):,} weights for {len(self.records):,} records: run prepare again"
+            )
+        return found
 
     def _build(self, val: Records) -> None:
         torch.manual_seed(self.train.seed)

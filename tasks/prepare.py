@@ -1,4 +1,4 @@
-"""Stage prepare: what no training changes, computed once: base models, frozen features. Most workloads have nothing of the kind."""
+"""Stage prepare: what no training changes, computed once: base models, frozen features, how often each record is drawn. Most need nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contracts.files import write_json
 from contracts.records import Records, read_facts
 from contracts.workload import load, settings_of
 from tasks.stage import folder, stage_main
+from tasks.weighing import FILE, write_weights
 
 
 def run(workload: str) -> None:
@@ -17,9 +18,11 @@ def run(workload: str) -> None:
     records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
     output.mkdir(parents=True, exist_ok=True)
     facts = kind.prepare(records, settings, read_facts(folder("parse", workload)), output)
+    write_weights(output, kind, records, settings, name=workload)
     write_json(output / "facts.json", {**facts, "prepared": output.as_posix()} if facts else {})
+    anything = facts or (output / FILE).exists()
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{workload}: {size / 1e6:,.1f} MB in {output}" if facts else f"{workload}: nothing to prepare")
+    print(f"{workload}: {size / 1e6:,.1f} MB in {output}" if anything else f"{workload}: nothing to prepare")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def collect(spec: RunSpec, result: RunResult, *, target: Path) -> None:
 def portable(spec: RunSpec) -> RunSpec:
     """The spec without the paths of this machine: they would differ in every clone, and with them the stage's hash."""
     here = Path.cwd().resolve()
-    paths = {name: os.path.relpath(getattr(spec, name), here) for name in ("records", "root", "output")}
-    return RunSpec(**{**vars(spec), **{name: Path(path).as_posix() for name, path in paths.items()}})
+    paths = {name: getattr(spec, name) for name in ("records", "root", "output", "sampling_weights")}
+    relative = {name: Path(os.path.relpath(path, here)).as_posix() for name, path in paths.items() if path}
+    return RunSpec(**{**vars(spec), **relative})
 
 
 def _save_for_the_ecosystem(spec: RunSpec, model: Path) -> None:

@@ -15,6 +15,7 @@ from contracts.run import RunSpec
 from contracts.settings import Settings
 from contracts.workload import code_of
 from tasks.stage import folder
+from tasks.weighing import FILE
 
 
 def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
@@ -25,7 +26,9 @@ def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
     """
     records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
     facts = known_facts(workload)
-    fingerprint = run_fingerprint(workload, settings, records, facts)
+    weights = folder("prepare", workload) / FILE
+    weights = weights if weights.is_file() else None
+    fingerprint = run_fingerprint(workload, settings, records, facts, weights)
     return RunSpec(
         workload=workload,
         settings=settings.model_dump(mode="json"),
@@ -35,6 +38,7 @@ def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
         output=str((Path("runs") / workload / fingerprint[:12]).resolve()),
         plan=plan,
         fingerprint=fingerprint,
+        sampling_weights=str(weights.resolve()) if weights else None,
     )
 
 
@@ -48,8 +52,10 @@ def known_facts(workload: str) -> dict[str, Any]:
     return {**read_facts(folder("parse", workload)), **read_json(path)}
 
 
-def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any]) -> str:
-    """Names a run by what decides its weights: training settings, data and the workload's code, not the hardware."""
+def run_fingerprint(workload: str, settings: Settings, records: Records, facts: dict[str, Any], weights: Path | None) -> str:
+    """Names a run by what decides what it learns: training settings, data, how often each record is drawn, and the workload's
+    code, not the hardware."""
     train = settings.train.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"})
-    text = json.dumps([workload, train, facts, records.fingerprint, code_of(workload)], sort_keys=True)
+    drawn = hashlib.blake2b(weights.read_bytes(), digest_size=16).hexdigest() if weights else None
+    text = json.dumps([workload, train, facts, records.fingerprint, drawn, code_of(workload)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

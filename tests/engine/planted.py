@@ -47,10 +47,10 @@ def _plant_in_reading(fault: Callable[[], None]) -> None:
 
     read = TinyDataset.item
 
-    def item(self: Any, index: int, rng: Any, *, progress: float) -> Any:
+    def item(self: Any, index: int, rng: Any, *, draw: int, progress: float) -> Any:
         if progress >= FROM_PROGRESS:
             fault()
-        return read(self, index, rng, progress=progress)
+        return read(self, index, rng, draw=draw, progress=progress)
 
     TinyDataset.item = item
 

@@ -49,18 +49,18 @@ def failed(findings: dict[str, Finding]) -> list[str]:
 
 
 class SameForAll(TinyDataset):
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
-        return super().item(0, None, progress=progress)
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
+        return super().item(0, None, draw=draw, progress=progress)
 
 
 class SameButForNoise(TinyDataset):
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
-        return super().item(0, rng, progress=progress)
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
+        return super().item(0, rng, draw=draw, progress=progress)
 
 
 class AllMasked(TinyDataset):
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
-        return {**super().item(index, rng, progress=progress), "labels": -100}
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
+        return {**super().item(index, rng, draw=draw, progress=progress), "labels": -100}
 
 
 class SaysNothingCounts(TinyObjective):

@@ -50,7 +50,7 @@ class TinyDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
         record = self.records[index]
         row = np.array(record.inputs["row"], np.float32)
         if rng is not None:

@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from contracts.errors import SlipwayError
+from contracts.records import Record, Records, write_records
+from contracts.run import RunSpec
 from contracts.workload import load, settings_of
+from engine.hardware import detect
+from engine.planning import plan
 from tasks import prepare
-from tasks.training import known_facts
+from tasks.training import known_facts, training_run
+from tasks.weighing import FILE, top_folder
 from tests.cli.parsed_project import enter
 from tests.conftest import Scenes
 
@@ -50,3 +57,60 @@ def test_training_without_the_stage_is_refused_with_the_command_that_is_missing(
     assert settings_of("segmentation")
     with pytest.raises(SlipwayError, match=r"run the prepare stage first .*python -m tasks.prepare segmentation"):
         known_facts("segmentation")
+
+
+def weighed(**prepared: Any) -> Path:
+    """The stage with these settings of `prepare`, and where it puts the weights."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["segmentation"]["prepare"] = prepared
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    prepare.run("segmentation")
+    return Path("data/prepare/segmentation") / FILE
+
+
+def run() -> RunSpec:
+    settings = settings_of("segmentation")
+    return training_run("segmentation", settings, plan(detect(), settings.train))
+
+
+def test_weights_of_top_folders_reach_the_run_and_its_name(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = Records.open(project / "data" / "parse" / "segmentation", root=project).split("train")
+    (top,) = {top_folder(record.key) for record in records}
+    moved = [Record(f"b/{one.key}" if number % 4 else one.key, **_but_key(one)) for number, one in enumerate(records)]
+    _rewrite(project, moved)
+    weights = np.load(weighed(sampling_weights={"b": 0.5}))
+    assert weights.tolist() == [0.5 if number % 4 else 1.0 for number in range(len(moved))]
+    share = 1 / (1 + 3 * 0.5)
+    told = f"segmentation: {top} has 25.0% of the {len(moved)} records of train and {share:.1%} of the draws"
+    assert told in capsys.readouterr().out
+    assert Path(run().sampling_weights or "") == (project / "data/prepare/segmentation" / FILE)
+    names = {run().fingerprint}
+    weighed(sampling_weights={"b": 0.25})
+    names.add(run().fingerprint)
+    assert not weighed(sampling_weights={top: 3, "b": 3}).exists(), "all alike"
+    assert run().sampling_weights is None
+    names.add(run().fingerprint)
+    assert len(names) == 3
+
+
+def _but_key(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in ("key", "likeness")}
+
+
+def _rewrite(project: Path, records: list[Record]) -> None:
+    inputs, targets = load("segmentation").schema()
+    parsed = project / "data" / "parse" / "segmentation"
+    (parsed / "records.arrow").unlink()
+    write_records(parsed, records, inputs=inputs, targets=targets, shares=(1, 0, 0))
+
+
+def test_weights_that_fit_nothing_stop_and_say_what_there_is(project: Path) -> None:
+    top = top_folder(Records.open(project / "data" / "parse" / "segmentation", root=project).key(0))
+    with pytest.raises(SlipwayError, match=f"names the top folder 'cocoo', where no record of train lies; there are: {top}"):
+        weighed(sampling_weights={"cocoo": 0.5})
+    with pytest.raises(SlipwayError, match="leaves no record of train to draw"):
+        weighed(sampling_weights={top: 0})
+    with pytest.raises(SlipwayError, match=r"segmentation has no balance of its own: set prepare.balance to 0"):
+        weighed(balance=0.5)
+    with pytest.raises(SlipwayError, match=r"segmentation.prepare.sampling_weights.coco = -1"):
+        weighed(sampling_weights={"coco": -1})

@@ -106,6 +106,11 @@ class Captioning:
 
         return predict(run, source, settings, facts)
 
+    def balance(self, records: Records, settings: CaptioningSettings) -> np.ndarray:
+        from workloads.captioning.quality import weights
+
+        return weights(records)
+
     def quality(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
         from workloads.captioning.quality import quality
 

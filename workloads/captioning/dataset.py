@@ -19,7 +19,7 @@ from workloads.captioning.words import IGNORED, Words
 
 
 class CaptioningDataset:
-    """Pictures with one of their captions. In every epoch a picture comes with its next caption, so that all are used."""
+    """Pictures with one of their captions. Whenever a picture is drawn it comes with its next one, so that all are used."""
 
     def __init__(self, records: Records, settings: CaptioningSettings, facts: Facts, *, training: bool) -> None:
         self.records, self.settings, self.facts, self.training = records, settings, facts, training
@@ -29,13 +29,12 @@ class CaptioningDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
         """`ids`, a list of tokens with the one that ends a caption, and `features` float16 [tokens, width] or `pixels` uint8
         [size, size, 3]."""
         record = self.records[index]
         captions = record.targets["captions"]
-        epoch = int(progress * self.settings.train.epochs)
-        ids = self.words.ids(captions[(index + epoch) % len(captions)], longest=self.settings.train.longest)
+        ids = self.words.ids(captions[(index + draw) % len(captions)], longest=self.settings.train.longest)
         if self.features:
             return {"ids": ids, "features": self.features.of_picture(record.inputs["sha256"])}
         picture = pictures.read(self.records.root, record.inputs)

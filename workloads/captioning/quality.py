@@ -135,8 +135,8 @@ def write_weights(path: Path, train: Records) -> dict[str, Any]:
     np.save(path, found)
     return {
         "file": path.name,
-        "meaning": "float32, a weight for each record of the split train in its order, mean 1: a sampler that draws by them"
-        " shows pictures with rare words more often. A weight is the median number of pictures that share a picture's rarest"
+        "meaning": "float32, a weight for each record of the split train in its order, mean 1: training draws by them, to"
+        " the power of prepare.balance, and so shows pictures with rare words more often. A weight is the median number of pictures that share a picture's rarest"
         f" content word over the number that shares this one's, within 1/{MOST:g} and {MOST:g} before the mean is made 1.",
         "records": len(found),
         "fingerprint": train.fingerprint,

@@ -37,7 +37,7 @@ class SegmentationDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> dict[str, Any]:
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
         """One picture uint8 [3, S, S] RGB with `cls` [n, 1], `bboxes` [n, 4] (cx, cy, w, h, 0 to 1) and `masks` [1, s, s].
 
         Mosaic ends when only the part `close_mosaic` of the run is left, so that the last epochs see whole pictures.

@@ -84,4 +84,4 @@ def test_where_pictures_vary_or_the_encoder_learns_no_features_are_used(tiny: Ti
     assert not keeps_features(tiny.with_train(**change))
     dataset = load("captioning").dataset(tiny.records, tiny.with_train(**change), tiny.facts, training=True)
     rng = np.random.default_rng(0)
-    assert "pixels" in dataset.collate([dataset.item(0, rng, progress=0)])
+    assert "pixels" in dataset.collate([dataset.item(0, rng, draw=0, progress=0)])

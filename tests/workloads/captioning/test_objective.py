@@ -17,7 +17,7 @@ from workloads.captioning.words import IGNORED
 
 def batch_of(tiny: Any, rows: range, **train: Any) -> dict[str, torch.Tensor]:
     dataset = CaptioningDataset(tiny.records.split("train"), tiny.with_train(**train), tiny.facts, training=True)
-    return dataset.collate([dataset.item(index, None, progress=0) for index in rows])
+    return dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in rows])
 
 
 def objective_of(tiny: Any, **train: Any) -> Any:
@@ -101,7 +101,7 @@ def test_the_contrast_loss_has_a_gradient_and_does_not_depend_on_micro_batches(t
 def test_pictures_give_what_their_kept_features_give(tiny: Any) -> None:
     pixels = tiny.settings.model_copy(update={"prepare": tiny.settings.prepare.model_copy(update={"features": False})})
     dataset = CaptioningDataset(tiny.records.split("train"), pixels, tiny.facts, training=True)
-    seen = dataset.collate([dataset.item(index, None, progress=0) for index in range(4)])
+    seen = dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in range(4)])
     objective = objective_of(tiny).eval()
     assert "pixels" in seen
     assert torch.allclose(objective(seen)["loss"], objective(batch_of(tiny, range(4)))["loss"], atol=2e-3)
@@ -114,10 +114,9 @@ def test_a_prefix_is_pooled_over_squares_of_the_picture() -> None:
         pooled(features, 9)
 
 
-def test_in_every_epoch_a_picture_comes_with_its_next_caption(tiny: Any) -> None:
-    settings = tiny.with_train(epochs=3)
-    dataset = CaptioningDataset(tiny.records.split("train"), settings, tiny.facts, training=True)
-    captions = {tuple(dataset.item(0, None, progress=epoch / 3 + 0.01)["ids"]) for epoch in range(3)}
+def test_whenever_a_picture_is_drawn_it_comes_with_its_next_caption(tiny: Any) -> None:
+    dataset = CaptioningDataset(tiny.records.split("train"), tiny.settings, tiny.facts, training=True)
+    captions = {tuple(dataset.item(0, None, draw=draw, progress=0)["ids"]) for draw in range(3)}
     assert len(captions) == len(set(tiny.records.split("train")[0].targets["captions"])) == 3
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from contracts.files import read_json
 from contracts.records import Record, Records, write_records
+from contracts.workload import load
+from tasks.weighing import FILE, write_weights
 from workloads.captioning.duplicates import alike_pairs
 from workloads.captioning.quality import Said, content_words, examine, findings, gini, near_duplicates, quality, weights
 from workloads.captioning.settings import CaptioningSettings
@@ -199,3 +201,14 @@ def test_data_without_captions_give_a_report_all_the_same(tmp_path: Path) -> Non
     found = quality(write(tmp_path / "parse", [[], []]), CaptioningSettings(), {}, tmp_path / "report")
     assert found["captions"]["num"] == 0 and found["objects"]["gini"] == 0
     assert found["pictures"]["captions_each"] == {"0": 1}
+
+
+def test_balance_draws_by_the_weights_of_the_report_to_a_power(tmp_path: Path) -> None:
+    captions = [["a cat"]] * 6 + [["a dog"]] * 3 + [["a unicorn"]]
+    records = write(tmp_path / "parse", captions)
+    report = weights(records.split("train")).astype(float)
+    assert report[-1] > report[6] > report[0]
+    for power in (0.5, 1.0):
+        settings = CaptioningSettings.model_validate({"prepare": {"balance": power}})
+        write_weights(tmp_path, load("captioning"), records, settings, name="captioning")
+        assert np.load(tmp_path / FILE) == pytest.approx(report**power)

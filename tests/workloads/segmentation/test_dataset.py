@@ -33,7 +33,7 @@ def _dataset(scenes: Scenes, *, image_size: int = 64, **augmentation: Any) -> Se
 def _item(
     dataset: SegmentationDataset, index: int, *, seed: int = 7, epoch: int = 1, progress: float = 0.1
 ) -> dict[str, Any]:
-    return dataset.item(index, generator(seed, "sample", epoch, index), progress=progress)
+    return dataset.item(index, generator(seed, "sample", epoch, index), draw=epoch, progress=progress)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -86,17 +86,17 @@ def test_global_randomness_is_left_as_it_was_and_does_not_matter(scenes: Scenes)
 def test_mosaic_ends_when_the_set_part_of_the_run_is_left(scenes: Scenes, close_mosaic: float, last: float) -> None:
     still = {"hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "translate": 0, "scale": 0}
     dataset = _dataset(scenes, **still, mosaic=1.0, close_mosaic=close_mosaic)
-    whole = dataset.item(0, None, progress=0)
+    whole = dataset.item(0, None, draw=0, progress=0)
     for progress in (0.0, 0.5, 0.74, 0.75, 0.9, 0.999):
         assert torch.equal(_item(dataset, 0, progress=progress)["img"], whole["img"]) == (progress > last)
 
 
 def test_what_is_drawn_into_memory_is_never_changed(scenes: Scenes) -> None:
     dataset = _dataset(scenes, **VARIED)
-    before = dataset.item(0, None, progress=0)
+    before = dataset.item(0, None, draw=0, progress=0)
     for epoch in range(3):
         _item(dataset, 0, epoch=epoch)
-    assert _same(before, dataset.item(0, None, progress=0))
+    assert _same(before, dataset.item(0, None, draw=0, progress=0))
 
 
 def test_without_augmentation_every_object_of_a_record_arrives(scenes: Scenes) -> None:
@@ -104,7 +104,7 @@ def test_without_augmentation_every_object_of_a_record_arrives(scenes: Scenes) -
     names = scenes.facts["classes"]
     several = 0
     for index, record in enumerate(dataset.records):
-        item, objects = dataset.item(index, None, progress=0), record.targets["objects"]
+        item, objects = dataset.item(index, None, draw=0, progress=0), record.targets["objects"]
         several += len(objects) > 1
         # Overlapping masks are painted from the largest to the smallest, and the objects put in that order.
         assert sorted(names[int(one)] for one in item["cls"]) == sorted(one["name"] for one in objects)
@@ -135,7 +135,7 @@ def _assert_masks_agree(masks: np.ndarray, objects: list[dict[str, Any]]) -> Non
 
 def test_a_batch_numbers_its_objects_by_picture(scenes: Scenes) -> None:
     dataset = _dataset(scenes)
-    items = [dataset.item(index, None, progress=0) for index in range(5)]
+    items = [dataset.item(index, None, draw=0, progress=0) for index in range(5)]
     batch = dataset.collate(items)
     assert batch["images"].shape == (5, 3, 64, 64) and batch["images"].dtype == torch.uint8
     assert batch["masks"].shape == (5, 16, 16)

@@ -48,7 +48,7 @@ def _objective(scenes: Scenes, settings: SegmentationTrain = SETTINGS) -> Segmen
 
 
 def _batch(dataset: SegmentationDataset, indices: range) -> dict[str, torch.Tensor]:
-    return dataset.collate([dataset.item(index, None, progress=0) for index in indices])
+    return dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in indices])
 
 
 @pytest.fixture(scope="module")
