@@ -104,6 +104,9 @@ class TrainSettings(Section):
     `learning_rate` holds for `reference_batch` samples a step (None: for any); another `global_batch` multiplies it by the
     ratio (`linear`, Goyal et al. 2017, arXiv 1706.02677) or by its root (`sqrt`, for Adam: Malladi et al. 2022, arXiv
     2205.10287).
+
+    `length_buckets` sorts the samples of so many global batches by length, so that those of one are about equally long and
+    little is padded; 0 does not.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -117,6 +120,7 @@ class TrainSettings(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    length_buckets: Annotated[int, Field(ge=0)] = 0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5

@@ -223,6 +223,15 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class HasLengths(Dataset, Protocol):
+    """A dataset whose examples are padded to the longest of their batch."""
+
+    def lengths(self, indices: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """How long each example is, in whatever is padded; `indices` and `draws` [n] as `item` takes them."""
+        ...
+
+
 def names() -> list[str]:
     """The workloads that exist: the folders under workloads/."""
     return sorted(path.parent.name for path in (ROOT / "workloads").glob("*/__init__.py"))

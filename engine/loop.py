@@ -18,7 +18,7 @@ from contracts.progress import Progress
 from contracts.records import Records
 from contracts.run import RunResult, RunSpec
 from contracts.settings import Settings, TrainSettings, validate
-from contracts.workload import Workload, load
+from contracts.workload import HasLengths, Workload, load
 from engine import telemetry
 from engine.backends import make
 from engine.backends.single import Single
@@ -31,7 +31,7 @@ from engine.normalization import GhostStatistics
 from engine.planning import smaller
 from engine.randomness import key
 from engine.schedule import learning_rate_factor
-from engine.stream import Stream
+from engine.stream import Lengths, Stream
 from engine.tracking import Journal
 from engine.validation import Validator
 from engine.weights import save_weights
@@ -74,24 +74,41 @@ class Loop:
         self.backend: Single = make(spec.plan)
         records = Records.open(Path(spec.records), root=Path(spec.root))
         self.records = records.split("train")
+        self.dataset = self.workload.dataset(self.records, self.settings, spec.facts, training=True)
         self.stream = Stream(
-            len(self.records), self.train.global_batch, self.train.epochs, self.train.seed, self._sampling_weights(spec)
+            len(self.records),
+            self.train.global_batch,
+            self.train.epochs,
+            self.train.seed,
+            weights=self._sampling_weights(),
+            buckets=self.train.length_buckets,
+            lengths=self._lengths(),
         )
         self.checkpoints = Checkpoints(
             self.output / "checkpoints", fingerprint=spec.fingerprint, keep=self.train.keep_checkpoints
         )
         self._build(records.split("val"))
 
-    def _sampling_weights(self, spec: RunSpec) -> NDArray[np.float64] | None:
+    def _sampling_weights(self) -> NDArray[np.float64] | None:
         """How often each record is drawn, beside the others."""
-        if spec.sampling_weights is None:
+        path, num = self.spec.sampling_weights, len(self.records)
+        if path is None:
             return None
-        found = np.load(spec.sampling_weights, allow_pickle=False)
-        if found.shape != (len(self.records),):
-            raise SlipwayError(
-                f"{spec.sampling_weights} has {len(found):,} weights for {len(self.records):,} records: run prepare again"
-            )
+        found = np.load(path, allow_pickle=False)
+        if found.shape != (num,):
+            raise SlipwayError(f"{path} has {len(found):,} weights for {num:,} records: run prepare again")
         return found
+
+    def _lengths(self) -> Lengths | None:
+        """How long samples are, where batches are made by it."""
+        if not self.train.length_buckets:
+            return None
+        if not isinstance(self.dataset, HasLengths):
+            raise SlipwayError(
+                f"train.length_buckets = {self.train.length_buckets}, and nothing in {self.spec.workload} is longer or shorter"
+                " than the rest: set it to 0"
+            )
+        return self.dataset.lengths
 
     def _build(self, val: Records) -> None:
         torch.manual_seed(self.train.seed)
@@ -128,9 +145,10 @@ class Loop:
 
     def _open_feed(self) -> None:
         """This rank's micro-batches from the present step on, as the plan now cuts them."""
-        dataset = self.workload.dataset(self.records, self.settings, self.spec.facts, training=True)
         rank, step = self.backend.rank, self.standing.step
-        self._batches = feed(dataset, self.stream, self.plan, rank=rank, first_step=step, beacons=self.output / "beacons")
+        self._batches = feed(
+            self.dataset, self.stream, self.plan, rank=rank, first_step=step, beacons=self.output / "beacons"
+        )
         self._careful_until = step + CAREFUL_STEPS
 
     def _step(self) -> bool:

@@ -42,6 +42,13 @@ class CaptioningDataset:
             picture = varied(picture, rng)
         return {"ids": ids, "pixels": sized(picture, self.facts["picture"])}
 
+    def lengths(self, indices: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Tokens of the captions that `item` gives, with the one that ends them."""
+        column, places = self.records.table["targets"], self.records.positions[indices].tolist()
+        each = (column[place]["captions"].as_py() for place in places)
+        captions = [one[number % len(one)] for one, number in zip(each, (indices + draws).tolist(), strict=True)]
+        return self.words.lengths(captions, longest=self.settings.train.longest)
+
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch as `CaptioningObjective` takes it, padded to its longest caption."""
         longest = max(len(item["ids"]) for item in items)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from contracts.errors import SlipwayError
+from engine.stream import Stream
 from workloads.captioning.dataset import CaptioningDataset
 from workloads.captioning.model import pooled
 from workloads.captioning.objective import build, make_optimizer
@@ -118,6 +122,35 @@ def test_whenever_a_picture_is_drawn_it_comes_with_its_next_caption(tiny: Any) -
     dataset = CaptioningDataset(tiny.records.split("train"), tiny.settings, tiny.facts, training=True)
     captions = {tuple(dataset.item(0, None, draw=draw, progress=0)["ids"]) for draw in range(3)}
     assert len(captions) == len(set(tiny.records.split("train")[0].targets["captions"])) == 3
+
+
+def test_lengths_are_those_of_the_captions_that_are_drawn(tiny: Any) -> None:
+    dataset = CaptioningDataset(tiny.records.split("train"), tiny.with_train(longest=9), tiny.facts, training=True)
+    indices, draws = (grid.ravel() for grid in np.meshgrid(np.arange(10), np.arange(4)))
+    each = zip(indices.tolist(), draws.tolist(), strict=True)
+    items = [dataset.item(index, None, draw=draw, progress=0)["ids"] for index, draw in each]
+    assert dataset.lengths(indices, draws).tolist() == [len(ids) for ids in items]
+    assert len({len(ids) for ids in items}) > 1
+
+
+def test_buckets_of_length_take_most_of_the_padding_away_and_leave_the_gradients(tiny: Any) -> None:
+    """Counted in the batches that training gets: an epoch of the scenes' own captions, in micro-batches of 4."""
+    dataset = CaptioningDataset(tiny.records.split("train"), tiny.settings, tiny.facts, training=True)
+    streams = [Stream(len(dataset), 16, 2, 0, buckets=buckets, lengths=dataset.lengths) for buckets in (0, 3)]
+    padded = [sum(int((one["labels"] == IGNORED).sum()) for one in micro_batches(dataset, stream, 4)) for stream in streams]
+    counted = [sum(int((one["labels"] != IGNORED).sum()) for one in micro_batches(dataset, stream, 4)) for stream in streams]
+    assert counted[0] == counted[1]
+    assert padded[1] < padded[0] / 2, padded
+
+    objective = objective_of(tiny).eval()
+    whole, parts = (gradients(objective, list(micro_batches(dataset, streams[1], size))[: 16 // size]) for size in (16, 4))
+    assert whole and all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
+
+
+def micro_batches(dataset: CaptioningDataset, stream: Stream, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    for step, start in itertools.product(range(stream.num_steps), range(0, stream.global_batch, size)):
+        part = stream.batch(step)[start : start + size]
+        yield dataset.collate([dataset.item(one.index, None, draw=one.draw, progress=0) for one in part])
 
 
 @pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj")])
