@@ -42,7 +42,7 @@ def epochs(stream: Stream) -> Counter[tuple[int, int, int]]:
 def test_every_epoch_draws_what_it_draws_without_buckets(num_records: int, global_batch: int, buckets: int) -> None:
     plain = Stream(num_records, global_batch, 3, seed=1)
     assert epochs(Stream(num_records, global_batch, 3, 1, buckets=buckets, lengths=lengths)) == epochs(plain)
-    weights = np.arange(num_records) % 5 + 0.5
+    weights = np.arange(num_records, dtype=np.float64) % 5 + 0.5
     weighted = Stream(num_records, global_batch, 3, 1, weights=weights)
     assert epochs(Stream(num_records, global_batch, 3, 1, weights, buckets, lengths)) == epochs(weighted)
 
