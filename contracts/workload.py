@@ -69,6 +69,16 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The model once more, as other tools' runtimes expect it: `graphs` by their path in the published folder, without
+    `.onnx`. `own` makes of what runs them something that answers calls of the workload's own graphs, so that they can be
+    measured."""
+
+    graphs: Mapping[str, Graph]
+    own: Callable[[Run], Run]
+
+
+@dataclass(frozen=True)
 class Chart:
     """Something worth drawing. `lines`: {name: (x values, y values)}; `matrix`: rows of numbers with labels."""
 
@@ -204,6 +214,15 @@ class Balanced(Protocol):
 
     def balance(self, records: Records, settings: Any) -> np.ndarray:
         """A number above 0 for each record, mean 1 [n]."""
+        ...
+
+
+@runtime_checkable
+class HasLayout(Protocol):
+    """A workload, if other tools' runtimes have a convention for models of its kind."""
+
+    def layout(self, objective: nn.Module, settings: Any, facts: Facts) -> Layout | None:
+        """The model as they expect it; None where the convention cannot say what it is."""
         ...
 
 

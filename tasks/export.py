@@ -15,8 +15,8 @@ import numpy as np
 from contracts.errors import SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.settings import ExportSettings
-from contracts.workload import Graph
-from tasks.shipping.parity import check_parity
+from contracts.workload import Graph, Layout, Run
+from tasks.shipping.parity import check_layout, check_parity
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
 
@@ -25,17 +25,22 @@ if TYPE_CHECKING:
 
 
 def run(workload: str) -> None:
-    """Write data/export/`workload`: artifact.json, graphs/*.onnx, parity.json.
+    """Write data/export/`workload`: artifact.json, graphs/*.onnx, parity.json, and below layout/ the graphs that lie elsewhere
+    in the published folder, as other tools look for them there.
 
     Raises:
         SlipwayError: when a graph differs from torch by more than the tolerance; then nothing stands in that folder.
     """
     trained = Trained.open(workload)
-    graphs = trained.graphs()
+    graphs, layout = trained.graphs(), trained.layout()
     try:
         with replace_when_complete(folder("export", workload)) as output:
             write_artifact(output, trained, graphs)
             parity = check_parity(trained, graphs, output)
+            if layout:
+                for name, graph in layout.graphs.items():
+                    write_onnx(graph, output / "layout" / f"{name}.onnx", trained.settings.export)
+                parity["layout"] = check_layout(trained, layout, opened(output / "layout", layout), parity["metric"])
             write_json(output / "parity.json", parity)
             if trained.settings.export.tensorrt:
                 write_engines(output, graphs)
@@ -46,6 +51,15 @@ def run(workload: str) -> None:
         f"{workload}: {len(graphs)} graph(s) exported; the largest difference from torch is {parity['worst']:.1e} of an output's "
         f"range over {parity['num_records']} records (tolerance {parity['tolerance']:g})"
     )
+
+
+def opened(place: Path, layout: Layout) -> Run:
+    """A layout's files below `place`, run by ONNX Runtime as they are described."""
+    from serving.runtime import Artifact, Runtime, num_cores
+
+    described = {name: {**describe_graph(name, graph), "file": f"{name}.onnx"} for name, graph in layout.graphs.items()}
+    artifact = Artifact(place, workload="", settings={}, facts={}, graphs=described, recipe="fp32")
+    return Runtime(artifact, threads=num_cores(), providers=["CPUExecutionProvider"])
 
 
 def write_artifact(output: Path, trained: Trained, graphs: Mapping[str, Graph]) -> None:

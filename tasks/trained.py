@@ -13,7 +13,7 @@ from contracts.progress import track
 from contracts.records import Records
 from contracts.run import RunSpec
 from contracts.settings import Settings, validate
-from contracts.workload import Facts, Graph, Measure, Run, Scores, Workload
+from contracts.workload import Facts, Graph, HasLayout, Layout, Measure, Run, Scores, Workload
 from tasks.stage import folder
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ class Trained:
     def graphs(self) -> dict[str, Graph]:
         """The parts that ship, as torch modules with the trained weights."""
         return self.workload.graphs(self.objective, self.settings, self.facts)
+
+    def layout(self) -> Layout | None:
+        """The same as other tools' runtimes expect it, where the workload knows of any."""
+        if not isinstance(self.workload, HasLayout):
+            return None
+        return self.workload.layout(self.objective, self.settings, self.facts)
 
     def split(self, name: str, *, why: str) -> Records:
         """The records of a split.

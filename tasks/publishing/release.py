@@ -113,6 +113,8 @@ def build(workload: str, path: Path, *, name: str) -> Release:
         _copy(folder("quantize", workload) / graph["file"], path / graph["file"], workload)
     write_json(path / "artifact.json", artifact)
     _copy_weights(workload, path)
+    if (layout := folder("export", workload) / "layout").is_dir():
+        shutil.copytree(layout, path, dirs_exist_ok=True)
     write_json(path / "metrics.json", _required("evaluate", workload, "metrics.json"))
     write_json(path / "comparison.json", comparison)
     write_json(path / "parity.json", _required("export", workload, "parity.json"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from contracts.errors import SlipwayError
 from contracts.records import Records
-from contracts.workload import Arrays, Graph, Run
+from contracts.workload import Arrays, Graph, Layout, Run
 from tasks.shipping.latency import one_torch_thread
 from tasks.shipping.recording import Call, calls, spread
 from tasks.trained import Trained
@@ -153,11 +153,28 @@ def same_metric(trained: Trained, torch_graphs: Run, files: Run, split: str) -> 
         SlipwayError: when they differ.
     """
     records: Records = spread(trained.records.split(split), NUM_METRIC_RECORDS)
-    metric = trained.workload.metric.name
     torch_value = trained.metric(torch_graphs, records, "checking the metric, torch")
     onnx_value = trained.metric(files, records, "checking the metric, ONNX")
-    if not abs(torch_value - onnx_value) <= METRIC_TOLERANCE * max(1.0, abs(torch_value)):
-        raise SlipwayError(
-            f"export refused: {metric} on {split} is {onnx_value:.4f} for the ONNX files and {torch_value:.4f} for torch"
-        )
-    return {"name": metric, "split": split, "num_records": len(records), "torch": torch_value, "onnx": onnx_value}
+    name = trained.workload.metric.name
+    refuse_if_different(name, split, onnx_value, torch_value, of="the ONNX files")
+    return {"name": name, "split": split, "num_records": len(records), "torch": torch_value, "onnx": onnx_value}
+
+
+def check_layout(trained: Trained, layout: Layout, files: Run, metric: Mapping[str, Any]) -> dict[str, Any]:
+    """The workload's metric by the files of a layout, called as other tools call them, on the records of `metric`.
+
+    Raises:
+        SlipwayError: when it is not torch's, which stands in `metric`.
+    """
+    records = spread(trained.records.split(metric["split"]), NUM_METRIC_RECORDS)
+    value = trained.metric(layout.own(files), records, "checking the metric, other tools' layout")
+    refuse_if_different(metric["name"], metric["split"], value, metric["torch"], of=f"the files {', '.join(layout.graphs)}")
+    return {**metric, "onnx": value, "files": [f"{name}.onnx" for name in layout.graphs]}
+
+
+def refuse_if_different(metric: str, split: str, value: float, torch_value: float, *, of: str) -> None:
+    """Raises:
+    SlipwayError: when the `value` of some files is not torch's.
+    """
+    if not abs(torch_value - value) <= METRIC_TOLERANCE * max(1.0, abs(torch_value)):
+        raise SlipwayError(f"export refused: {metric} on {split} is {value:.4f} for {of} and {torch_value:.4f} for torch")

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 
+from contracts import workload as workloads
 from contracts.errors import SlipwayError
 from contracts.files import read_json
-from contracts.settings import ExportSettings
+from contracts.settings import ExportSettings, Settings
+from contracts.workload import Arrays, Facts, Layout, Run
 from serving.runtime import open_run
 from tasks import export
 from tasks.shipping import parity
 from tasks.shipping.half import write_half
 from tasks.shipping.parity import Deviation
 from tasks.trained import Trained
-from tests.tasks.digit_workload import NAME
+from tests.tasks.digit_workload import NAME, Digits
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OUTPUT = Path("data/export") / NAME
 
@@ -74,6 +81,40 @@ def test_a_file_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> N
         next(graphs["classify"].module.parameters()).mul_(1.02)
     with pytest.raises(SlipwayError, match="differs from torch"):
         parity.check_parity(trained, graphs, OUTPUT)
+
+
+class LaidOut(Digits):
+    """Digits for a tool that calls them `images` and wants a batch of logarithms; `wrong` where the layout is mistaken."""
+
+    wrong = False
+
+    def layout(self, objective: nn.Module, settings: Settings, facts: Facts) -> Layout:
+        graph = self.graphs(objective, settings, facts)["classify"]
+        graph = dataclasses.replace(graph, inputs={"images": graph.inputs["pixels"]}, dynamic={"images": {0: "batch_size"}})
+
+        def own(run: Run) -> Run:
+            def call(name: str, /, **arrays: np.ndarray) -> Arrays:
+                scores = run("elsewhere/model", images=arrays["pixels"])["scores"]
+                return {"scores": np.roll(scores, 1, axis=1) if self.wrong else scores}
+
+            return call
+
+        return Layout({"elsewhere/model": graph}, own)
+
+
+def test_a_layout_for_other_tools_is_measured_by_the_workloads_own_metric(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "load", lambda name: LaidOut())
+    export.run(NAME)
+    found = read_json(OUTPUT / "parity.json")["layout"]
+    assert found["files"] == ["elsewhere/model.onnx"] and found["num_records"] == 200
+    assert found["onnx"] == pytest.approx(found["torch"], abs=1e-6)
+    assert (OUTPUT / "layout" / "elsewhere" / "model.onnx").is_file()
+    monkeypatch.setattr(LaidOut, "wrong", True)
+    with pytest.raises(SlipwayError, match=r"accuracy on val is 0\.\d+ for the files elsewhere/model and 0\.[89]\d+ for torch"):
+        export.run(NAME)
+    assert not OUTPUT.exists()
 
 
 def test_scores_are_not_excused_by_the_range_of_the_boxes() -> None:

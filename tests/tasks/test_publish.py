@@ -89,6 +89,7 @@ def stages(*, value: float, weights: bytes = b"weights", chosen: str = "int8") -
         "report/segmentation/report.md": b"# segmentation\n\n![curves](plots/curves.png)\n\n```\n# no heading\n```\n",
         "report/segmentation/plots/curves.png": b"png",
         "report/segmentation/report.html": b"html",
+        "export/segmentation/layout/elsewhere/onnx/model.onnx": b"the same for other tools",
     }.items():
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_bytes(content)
@@ -123,6 +124,7 @@ def test_one_folder_holds_all_that_belongs_to_the_model_and_nothing_of_the_machi
         "artifact.json",
         "best.pt",
         "comparison.json",
+        "elsewhere/onnx/model.onnx",
         "graphs/segment.onnx",
         "lineage.json",
         "metrics.json",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
+from contracts.workload import Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores
 from workloads.captioning.settings import CaptioningSettings
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ class Captioning:
         from workloads.captioning.graph import graphs
 
         return graphs(objective.captioner, facts)  # pyright: ignore[reportArgumentType]
+
+    def layout(self, objective: nn.Module, settings: CaptioningSettings, facts: Facts) -> Layout | None:
+        from workloads.captioning.layout import layout
+
+        return layout(objective.captioner, facts)  # pyright: ignore[reportArgumentType]
 
     def save(self, objective: nn.Module, folder: Path, settings: CaptioningSettings, facts: Facts, *, name: str) -> None:
         from workloads.captioning.saving import save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,28 @@ class Decode(nn.Module):
         self.model = model
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        from transformers import DynamicCache
-
         ids, *past = inputs
-        config: Any = self.model.config
-        cache = DynamicCache(config=config)
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        return _answer(self.model, input_ids=ids, past_key_values=cache)
+        return _answer(self.model, input_ids=ids, past_key_values=remembering(self.model.config, past))
 
 
 def _answer(model: nn.Module, **inputs: Any) -> tuple[torch.Tensor, ...]:
     output = model(**inputs, use_cache=True, logits_to_keep=1)
-    kept = [value for layer in output.past_key_values.layers for value in (layer.keys, layer.values)]
-    return (output.logits[:, -1].float(), *kept)
+    return (output.logits[:, -1].float(), *kept_of(output))
+
+
+def remembering(config: Any, past: Sequence[torch.Tensor]) -> Any:
+    """A cache of transformers that holds keys and values, layer by layer."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    for layer in range(len(past) // 2):
+        cache.update(past[2 * layer], past[2 * layer + 1], layer)
+    return cache
+
+
+def kept_of(output: Any) -> list[torch.Tensor]:
+    """Keys and values, layer by layer, that a model's output says to remember."""
+    return [value for layer in output.past_key_values.layers for value in (layer.keys, layer.values)]
 
 
 def merged(captioner: Captioner) -> Captioner:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from contracts.files import remove
+from contracts.files import remove, write_json
 from contracts.workload import Facts
 from workloads.captioning.graph import merged
 from workloads.captioning.model import Captioner, num_class_tokens, num_features
+from workloads.captioning.writing import write_model
 
 IMAGE = "<image>"
+FOLDER = "transformers"
 
 
 def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None:
@@ -28,31 +30,48 @@ def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None
     if name != "best":
         return
     if hasattr(captioner.decoder, "peft_config"):
-        adapter: Any = captioner.decoder
-        adapter.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        write_model(captioner.decoder, folder / "adapter", save_embedding_layers=False)
         remove(folder / "adapter" / "README.md")  # a form to be filled in
     state = {key: value.detach().cpu().contiguous() for key, value in captioner.projection.state_dict().items()}
     save_file(state, folder / "projection.safetensors")
-    if captioner.prefix_tokens in (None, num_features(facts["encoder"]["config"])[0]):
-        save_llava(captioner, folder / "transformers", facts)
+    if is_llava(captioner, facts):
+        save_llava(merged(captioner), folder / FOLDER, facts)
+
+
+def is_llava(captioner: Captioner, facts: Facts) -> bool:
+    """Whether LLaVA can say what the captioner is: it knows no pooled prefix."""
+    return captioner.prefix_tokens in (None, num_features(facts["encoder"]["config"])[0])
 
 
 def save_llava(captioner: Captioner, folder: Path, facts: Facts) -> None:
-    """The captioner, its adapters merged, as a folder that `AutoModelForImageTextToText.from_pretrained` opens."""
+    """A merged captioner as a folder that `AutoModelForImageTextToText.from_pretrained` opens, and transformers.js too, once
+    the stage `export` has put the graphs of `layout` into it."""
+    model = as_llava(captioner, facts)
+    # What transformers.js takes where its user names no other: the only graphs that are there.
+    setattr(model.config, "transformers.js_config", {"dtype": "fp32"})
+    write_model(model, folder)
+    processor = _processor(facts, model.config)
+    processor.save_pretrained(folder)
+    # transformers.js looks for the picture's part under its older name.
+    old = {**processor.image_processor.to_dict(), "processor_class": type(processor).__name__}
+    write_json(folder / "preprocessor_config.json", old)
+
+
+def as_llava(captioner: Captioner, facts: Facts) -> Any:
+    """The same weights as transformers' LLaVA, with one row more in the table of words: the token for the picture."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    captioner = merged(captioner)
-    text = copy.deepcopy(captioner.decoder.config)
+    text, vision = copy.deepcopy(captioner.decoder.config), copy.deepcopy(captioner.encoder.config)
+    text._name_or_path = vision._name_or_path = ""  # pyright: ignore  # a folder of this machine, for one
     image_id = int(text.vocab_size)  # pyright: ignore
     text.vocab_size = image_id + 1  # pyright: ignore
-    tokens, class_tokens = num_features(facts["encoder"]["config"])[0], num_class_tokens(captioner.encoder)
     config = LlavaConfig(
-        vision_config=copy.deepcopy(captioner.encoder.config),  # pyright: ignore
+        vision_config=vision,  # pyright: ignore
         text_config=text,  # pyright: ignore
         image_token_index=image_id,
-        image_seq_length=tokens,
+        image_seq_length=num_features(facts["encoder"]["config"])[0],
         projector_hidden_act="gelu" if captioner.projection.linear_2 is not None else "linear",
-        vision_feature_select_strategy="default" if class_tokens else "full",
+        vision_feature_select_strategy="default" if num_class_tokens(captioner.encoder) else "full",
         vision_feature_layer=-1,
         tie_word_embeddings=text.tie_word_embeddings,  # pyright: ignore
     )
@@ -62,8 +81,7 @@ def save_llava(captioner: Captioner, folder: Path, facts: Facts) -> None:
     generation.eos_token_id = generation.pad_token_id = facts["tokenizer"]["end"]
     generation.suppress_tokens = [image_id]
     generation.do_sample = False
-    model.save_pretrained(folder)
-    _processor(facts, config, class_tokens).save_pretrained(folder)
+    return model.eval()
 
 
 def _fill(model: nn.Module, captioner: Captioner) -> None:
@@ -89,14 +107,18 @@ def _fill(model: nn.Module, captioner: Captioner) -> None:
     assert len(missing) <= 1, missing  # the table of words, which is longer here
 
 
-def _processor(facts: Facts, config: Any, class_tokens: int) -> Any:
-    """Picture and text to tensors, as LLaVA's processor."""
+def _processor(facts: Facts, config: Any) -> Any:
+    """Picture and text to tensors, as LLaVA's processor, which counts no tokens but those of a picture's parts.
+
+    Where the encoder has a token for the whole picture, Python's processor would take one token more and, for the strategy
+    "default", leave it out again; transformers.js forgets the latter.
+    """
     from tokenizers import Tokenizer
     from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
 
     how, end = facts["picture"], facts["tokenizer"]["end_token"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(facts["tokenizer"]["json"]), eos_token=end, pad_token=end
+        tokenizer_object=Tokenizer.from_str(facts["tokenizer"]["json"]), eos_token=end, pad_token=end, padding_side="left"
     )
     missing = config.image_token_id - len(tokenizer)
     tokenizer.add_tokens([f"<unused_{index}>" for index in range(missing)])  # a model may have more rows than words
@@ -112,7 +134,7 @@ def _processor(facts: Facts, config: Any, class_tokens: int) -> Any:
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        vision_feature_select_strategy="full",
         image_token=IMAGE,
-        num_additional_image_tokens=class_tokens,
+        num_additional_image_tokens=0,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from workloads.captioning.base.learning import learn
 from workloads.captioning.scenes import inventories
 from workloads.captioning.words import IGNORED
+from workloads.captioning.writing import write_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,7 +59,7 @@ def train(folder: Path, steps: int) -> None:
     title = "training the base language model"
     losses = learn(model, loss, steps=steps, rate=LEARNING_RATE, warmup=WARMUP, title=title)
     print(f"base language model: loss {np.mean(losses[-50:]):.3f} a token of a caption", flush=True)
-    model.save_pretrained(folder)
+    write_model(model, folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -14,6 +14,7 @@ from contracts.progress import track
 from workloads.captioning.base.learning import learn
 from workloads.captioning.phrases import COLOURS, DIGITS
 from workloads.captioning.scenes import CELL, CELLS, SIZE, crowded_scenes
+from workloads.captioning.writing import write_model
 
 WIDTH, LAYERS, HEADS = 160, 3, 4
 NUM_PICTURES, BATCH = 24_000, 64
@@ -121,6 +122,6 @@ def train(folder: Path, steps: int) -> None:
     )
     right = ", ".join(f"{name} {share:.1%}" for name, share in seeing.eval().right(unseen).items())
     print(f"base encoder: of unseen handwriting it sees {right}", flush=True)
-    seeing.encoder.save_pretrained(folder)
+    write_model(seeing.encoder, folder)
     size = {"height": SIZE, "width": SIZE}
     SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
