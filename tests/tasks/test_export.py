@@ -112,7 +112,9 @@ def test_a_layout_for_other_tools_is_measured_by_the_workloads_own_metric(
     assert found["onnx"] == pytest.approx(found["torch"], abs=1e-6)
     assert (OUTPUT / "layout" / "elsewhere" / "model.onnx").is_file()
     monkeypatch.setattr(LaidOut, "wrong", True)
-    with pytest.raises(SlipwayError, match=r"accuracy on val is 0\.\d+ for the files elsewhere/model and 0\.[89]\d+ for torch"):
+    with pytest.raises(
+        SlipwayError, match=r"accuracy on val is 0\.\d+ for the files elsewhere/model and 0\.[89]\d+ for torch"
+    ):
         export.run(NAME)
     assert not OUTPUT.exists()
 
