@@ -102,6 +102,15 @@ class Scores:
     meanings: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a model says of one record: `picture`, BGR uint8 [height, width, 3], what the data say of it and the `answer`."""
+
+    picture: np.ndarray
+    references: Sequence[str]
+    answer: str
+
+
 class Prediction(Protocol):
     """A result for one raw input."""
 
@@ -223,6 +232,15 @@ class HasLayout(Protocol):
 
     def layout(self, objective: nn.Module, settings: Any, facts: Facts) -> Layout | None:
         """The model as they expect it; None where the convention cannot say what it is."""
+        ...
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A workload whose results are texts, so that a report can show what was said before training and after it."""
+
+    def tell(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[Told]:
+        """What is said of each record, in order. No torch."""
         ...
 
 

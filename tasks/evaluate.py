@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete, write_json
 from contracts.records import Records
-from contracts.workload import Chart, Measure, Run, Scores
+from contracts.workload import Chart, Graph, Measure, Run, Scores, Tells
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained, plain
 
 NUM_PICTURES = 6
+NUM_TOLD = 4
 CURVE_POINTS = 101
 CONFUSION_ROWS = 20_000
 
@@ -28,17 +30,24 @@ def run(workload: str) -> None:
     """
     trained = Trained.open(workload)
     records = trained.split("test", why="evaluation")
-    import torch
-
-    from engine.torch_runtime import torch_run
-
-    torch_graphs = torch_run(trained.graphs(), "cuda" if torch.cuda.is_available() else "cpu")
+    torch_graphs = on_this_machine(trained.graphs())
     scores, measures = trained.score(torch_graphs, records, f"evaluating {workload}")
     with replace_when_complete(folder("evaluate", workload)) as output:
         write_scores(output, scores, num=len(records))
         write_gallery(output / "details", trained, torch_graphs, records, measures)
+        if isinstance(trained.workload, Tells):
+            write_told(output / "details", trained, trained.workload, torch_graphs, records, measures)
     name = trained.workload.metric.name
     print(f"{workload}: {name} {scores.metrics[name]:.4f} on the {len(records)} records of the test split")
+
+
+def on_this_machine(graphs: Mapping[str, Graph]) -> Run:
+    """The graphs by torch, on a GPU where there is one."""
+    import torch
+
+    from engine.torch_runtime import torch_run
+
+    return torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_scores(output: Path, scores: Scores, *, num: int) -> None:
@@ -112,6 +121,51 @@ def write_gallery(details: Path, trained: Trained, run: Run, records: Records, m
         quality = float(measures[index].get("quality", 0.0))
         entries.append({"file": name, "kind": kind, "caption": caption, "key": records[int(index)].key, "quality": quality})
     write_json(details / "gallery.json", entries)
+
+
+def write_told(
+    details: Path, trained: Trained, workload: Tells, run: Run, records: Records, measures: Sequence[Measure]
+) -> None:
+    """What was said before training and after it of some records: told.json, and their pictures.
+
+    Only for these does the untrained model run. Where its base models are not to be had any more, the reason stands in their
+    place.
+    """
+    from PIL import Image
+
+    chosen = spread_over_quality([float(measure.get("quality", 0.0)) for measure in measures])
+    some = records.take([index for _, index in chosen])
+    after = workload.tell(run, some, trained.settings, trained.facts)
+    try:
+        fresh = on_this_machine(trained.untrained_graphs())
+        before = [one.answer for one in workload.tell(fresh, some, trained.settings, trained.facts)]
+        reason = None
+    except SlipwayError as error:
+        before, reason = [None] * len(some), str(error)
+    (details / "told").mkdir()
+    rows = []
+    for place, ((kind, index), earlier, told) in enumerate(zip(chosen, before, after, strict=True)):
+        name = f"told/{place + 1}.png"
+        Image.fromarray(np.ascontiguousarray(told.picture[..., ::-1])).save(details / name)
+        row = {"file": name, "kind": kind, "key": records[index].key, "quality": float(measures[index].get("quality", 0.0))}
+        rows.append({**row, "references": list(told.references), "before": earlier, "after": told.answer})
+    write_json(details / "told.json", {"rows": rows, "without_before": reason})
+
+
+def spread_over_quality(qualities: Sequence[float], *, num: int = NUM_TOLD) -> list[tuple[str, int]]:
+    """`num` of the best, of those around the median and of the worst, by index, best first; each at most once.
+
+    Equal ones stand in the order of the records, so that the same measures choose the same.
+    """
+    order = np.argsort(-np.asarray(qualities), kind="stable").tolist()
+    num = min(num, -(-len(order) // 3))
+    middle = max(0, (len(order) - num) // 2)
+    parts = {"best": order[:num], "median": order[middle : middle + num], "worst": order[-num:]}
+    kinds: dict[int, str] = {}
+    for kind in ("best", "worst", "median"):
+        for index in parts[kind]:
+            kinds.setdefault(index, kind)
+    return [(kind, index) for kind in parts for index in order if kinds.get(index) == kind]
 
 
 if __name__ == "__main__":

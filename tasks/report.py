@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "reporting"
 MAX_PICTURE, MAX_PNG = 640, 60_000
+MAX_TOLD = 320
 MAX_LISTED = 8
 MISSING = "–"
 # Names of measurements that read badly once their underscores are spaces.
@@ -63,6 +64,7 @@ def page(findings: Findings, metric: Metric, settings: Settings) -> dict[str, An
         "table": table((findings.scores or {}).get("rows", [])),
         "meanings": (findings.scores or {}).get("meanings", {}),
         "pictures": pictures(findings),
+        "told": told(findings),
         "settings": as_yaml(settings),
         "missing": missing(findings),
     }
@@ -130,13 +132,20 @@ def pictures(findings: Findings) -> dict[str, list[dict[str, Any]]]:
     return shown
 
 
-def data_url(path: Path) -> str:
+def told(findings: Findings) -> list[dict[str, Any]]:
+    """What was said before training and after it, a row a record, with its picture as a data: URL."""
+    details = folder("evaluate", findings.workload) / "details"
+    rows = (findings.told or {}).get("rows", [])
+    return [{**row, "url": data_url(details / row["file"], most=MAX_TOLD)} for row in rows]
+
+
+def data_url(path: Path, *, most: int = MAX_PICTURE) -> str:
     """A picture no larger than it is shown, inside the page."""
     from PIL import Image
 
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
-    picture.thumbnail((MAX_PICTURE, MAX_PICTURE))
+    picture.thumbnail((most, most))
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         buffer = io.BytesIO()
         picture.save(buffer, kind, **options)

@@ -68,6 +68,14 @@ class Trained:
             raise SlipwayError(f"{path} does not fit the network that its spec.json describes: {error}") from None
         return objective.eval()
 
+    def untrained_graphs(self) -> dict[str, Graph]:
+        """The parts that would ship without any training: base models and fresh layers as the first step found them."""
+        import torch
+
+        torch.manual_seed(self.settings.train.seed)
+        objective = self.workload.build(self.settings, self.facts, pretrained=True)
+        return self.workload.graphs(objective.eval(), self.settings, self.facts)
+
     def graphs(self) -> dict[str, Graph]:
         """The parts that ship, as torch modules with the trained weights."""
         return self.workload.graphs(self.objective, self.settings, self.facts)

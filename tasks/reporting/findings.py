@@ -33,6 +33,7 @@ class Findings:
     metrics: dict[str, Any] | None
     scores: dict[str, Any] | None
     gallery: list[dict[str, Any]] | None
+    told: dict[str, Any] | None
     training: dict[str, Any] | None
     curves: list[dict[str, float]] | None
     plan: dict[str, Any] | None
@@ -59,6 +60,7 @@ class Findings:
             metrics=found("evaluate", "metrics.json"),
             scores=found("evaluate", "details/scores.json"),
             gallery=found("evaluate", "details/gallery.json"),
+            told=found("evaluate", "details/told.json"),
             training=found("train", "result.json"),
             curves=read_curves(folder("train", workload) / "curves.csv"),
             plan=found("train", "plan.json") or found("plan", "plan.json"),

@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from contracts import workload as workloads
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.records import Records, write_records
-from contracts.workload import Chart
+from contracts.settings import Settings
+from contracts.workload import Chart, Facts, Run, Told
 from tasks import evaluate
 from tests.tasks import digit_workload
 from tests.tasks.digit_workload import NAME
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OUTPUT = Path("data/evaluate") / NAME
 
@@ -39,6 +46,54 @@ def test_the_gallery_holds_the_worst_and_the_best(exported: Path) -> None:
     for entry in entries:
         with Image.open(OUTPUT / "details" / entry["file"]) as picture:
             assert picture.size == (96, 96)
+
+
+class Telling(digit_workload.Digits):
+    """Digits that are told in words; `untrained` weights are fresh ones, or not to be had where `gone`."""
+
+    gone = False
+
+    def build(self, settings: Settings, facts: Facts, *, pretrained: bool = True) -> nn.Module:
+        if pretrained and self.gone:
+            raise SlipwayError("the base model has left the hub")
+        return super().build(settings, facts, pretrained=pretrained)
+
+    def tell(self, run: Run, records: Records, settings: Settings, facts: Facts) -> Iterator[Told]:
+        for record, measure in zip(records, self.measure(run, records, settings, facts), strict=True):
+            yield Told(np.zeros((8, 8, 3), np.uint8), [str(record.targets["digit"])], f"a {measure['found']}")
+
+
+def test_what_was_said_before_training_stands_beside_what_is_said_after(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "load", lambda name: Telling())
+    evaluate.run(NAME)
+    first = read_json(OUTPUT / "details" / "told.json")
+    rows = first["rows"]
+    assert first["without_before"] is None and len({row["key"] for row in rows}) == 12
+    assert [row["kind"] for row in rows] == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
+    assert [row["quality"] for row in rows] == sorted((row["quality"] for row in rows), reverse=True)
+    right = [[row[when] == f"a {row['references'][0]}" for row in rows] for when in ("before", "after")]
+    assert sum(right[1]) >= 8 > sum(right[0]), "fresh weights know no digits"
+    assert all((OUTPUT / "details" / row["file"]).is_file() for row in rows)
+    evaluate.run(NAME)
+    assert read_json(OUTPUT / "details" / "told.json") == first
+    monkeypatch.setattr(Telling, "gone", True)
+    evaluate.run(NAME)
+    found = read_json(OUTPUT / "details" / "told.json")
+    assert found["without_before"] == "the base model has left the hub"
+    assert [row["after"] for row in found["rows"]] == [row["after"] for row in rows]
+    assert {row["before"] for row in found["rows"]} == {None}
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 3, 5, 12, 13, 200])
+def test_each_record_is_told_at_most_once_best_first(num: int) -> None:
+    qualities = [(7 * index % max(num, 1)) / 10 for index in range(num)]
+    chosen = evaluate.spread_over_quality(qualities)
+    found = [qualities[index] for _, index in chosen]
+    assert len({index for _, index in chosen}) == len(chosen) == min(num, 12)
+    assert found == sorted(found, reverse=True)
+    assert not num or (max(qualities) == found[0] and min(qualities) == found[-1])
 
 
 def test_dvc_finds_actual_and_predicted_a_row_each(exported: Path) -> None:

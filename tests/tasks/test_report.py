@@ -144,6 +144,29 @@ def test_class_names_that_hold_html_are_text(complete: Path) -> None:
     assert r"\|\_" in row and len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
+def test_what_was_said_before_training_and_after_it_is_a_table(complete: Path) -> None:
+    from PIL import Image
+
+    details = Path("data/evaluate") / NAME / "details"
+    (details / "told").mkdir()
+    Image.new("RGB", (2000, 1000)).save(details / "told" / "1.png")
+    row = {"file": "told/1.png", "kind": "best", "key": "b.png", "quality": 0.875, "references": [f"a cat {EVIL}"]}
+    rows = [row | {"before": "mumble", "after": "a cat"}, row | {"before": None, "after": "", "kind": "worst"}]
+    write_json(details / "told.json", {"rows": rows, "without_before": None})
+    html, markdown = rendered()
+    page = Page(html)
+    assert "mumble" in page.text and "0.88" in page.text and "Before training and after" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 12 + 2 and "<script" not in html + markdown
+    assert "| b.png (best) | a cat &lt;script" in markdown and "| mumble | a cat |" in markdown
+    write_json(details / "told.json", {"rows": rows, "without_before": f"gone {EVIL}"})
+    html, markdown = rendered()
+    assert "What was said before training is not known: gone" in Page(html).text and "not known: gone" in markdown
+
+
+def test_a_workload_that_tells_nothing_has_no_such_table(complete: Path) -> None:
+    assert not any("Before training" in text for text in rendered())
+
+
 def test_what_is_missing_is_said(project: Path) -> None:
     html, markdown = rendered()
     for words in (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contracts.workload import Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores
+from contracts.workload import Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Told
 from workloads.captioning.settings import CaptioningSettings
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ class Captioning:
         from workloads.captioning.predicting import gallery
 
         return gallery(run, records, settings, facts)
+
+    def tell(self, run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Told]:
+        from workloads.captioning.predicting import tell
+
+        return tell(run, records, settings, facts)
 
     def predict(self, run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[Prediction]:
         from workloads.captioning.predicting import predict

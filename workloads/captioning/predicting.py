@@ -14,9 +14,9 @@ from contracts.errors import SlipwayError
 from contracts.pictures import listed
 from contracts.progress import Progress
 from contracts.records import Records
-from contracts.workload import Facts, Measure, Run
+from contracts.workload import Facts, Measure, Run, Told
 from workloads.captioning import pictures
-from workloads.captioning.drawing import captioned
+from workloads.captioning.drawing import captioned, enlarged
 from workloads.captioning.generating import describe
 from workloads.captioning.labels.listing import PICTURE_SUFFIXES
 from workloads.captioning.scoring import quality_of
@@ -92,6 +92,15 @@ def gallery(run: Run, records: Records, settings: CaptioningSettings, facts: Fac
         for record, image, said in zip(some, images, say(run, images, settings, facts, words), strict=True):
             reference = record.targets["captions"][0]
             yield f"{record.key}: {said.caption}", captioned(image, [f"says: {said.caption}", f"data: {reference}"])
+
+
+def tell(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Told]:
+    """Of each record, in order: the picture, its captions in the data set, and what was said."""
+    words = Words(facts["tokenizer"])
+    for some in _batches(iter(records), settings.evaluate.batch_size):
+        images = [pictures.read(records.root, record.inputs) for record in some]
+        for record, image, said in zip(some, images, say(run, images, settings, facts, words), strict=True):
+            yield Told(enlarged(image), record.targets["captions"], said.caption)
 
 
 def predict(run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[CaptioningPrediction]:
