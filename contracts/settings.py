@@ -166,11 +166,18 @@ class QuantizeSettings(Section):
 
 
 class PublishSettings(Section):
-    """`target` is an address: file://folder, hf://organisation/name, or what fsspec opens. `name` is the model's name there."""
+    """`target` is an address: file://folder, hf://organisation/name, or what fsspec opens. `name` is the model's name there.
+
+    `license` is the hub's identifier of the model's licence (apache-2.0, cc-by-4.0, other); None: what the workload knows of
+    it. `least` and `most` are limits of metrics of the test split ({cider: 0.8}): a model beyond one is not published.
+    """
 
     target: str = "file://registry"
     name: str | None = None
     private: bool = True
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None = None
+    least: Mapping[str, float] = {}
+    most: Mapping[str, float] = {}
 
 
 class Settings(Section):

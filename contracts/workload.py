@@ -111,6 +111,18 @@ class Told:
     answer: str
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a model's page on the hub says that only its workload knows, in the hub's own words (`license`: "apache-2.0",
+    "unknown"; `task`: "image-to-text"). `base_models` are ids on the hub; `use` is Markdown: how other tools open it."""
+
+    license: str = "unknown"
+    library: str = "onnx"
+    task: str | None = None
+    base_models: Sequence[str] = ()
+    use: str = ""
+
+
 class Prediction(Protocol):
     """A result for one raw input."""
 
@@ -241,6 +253,15 @@ class Tells(Protocol):
 
     def tell(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[Told]:
         """What is said of each record, in order. No torch."""
+        ...
+
+
+@runtime_checkable
+class HasCard(Protocol):
+    """A workload that has something to say on the page of its models."""
+
+    def card(self, settings: Any, facts: Facts) -> Card:
+        """For a model with these settings and facts."""
         ...
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts import workload as workloads
 from contracts.files import read_json
+from contracts.workload import Card, HasCard
 
 if TYPE_CHECKING:
     from tasks.publishing.release import Release
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
 TEMPLATE = "model_card.md.j2"
 
 
-def write_card(release: Release, *, name: str, artifact: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
-    """Write README.md into the release's folder."""
+def write_card(
+    release: Release, *, name: str, artifact: Mapping[str, Any], lineage: Mapping[str, Any], license: str | None
+) -> None:
+    """Write README.md into the release's folder. `license` None leaves it to what the workload knows."""
     import jinja2
     import yaml
 
@@ -27,10 +32,13 @@ def write_card(release: Release, *, name: str, artifact: Mapping[str, Any], line
         lstrip_blocks=True,
     )
     comparison, metrics = read_json(release.path / "comparison.json"), read_json(release.path / "metrics.json")
-    header = front_matter(release, name=name, comparison=comparison, metrics=metrics, data=data_name(lineage))
+    told = card_of(release.workload, artifact)
+    told = dataclasses.replace(told, license=license or told.license)
+    header = front_matter(release, name=name, told=told, comparison=comparison, metrics=metrics, lineage=lineage)
     page = environment.get_template(TEMPLATE).render(
         front_matter=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
         name=name,
+        told=told,
         release=release,
         artifact=artifact,
         lineage=lineage,
@@ -42,10 +50,24 @@ def write_card(release: Release, *, name: str, artifact: Mapping[str, Any], line
     (release.path / "README.md").write_text(page.strip() + "\n", encoding="utf-8")
 
 
+def card_of(workload: str, artifact: Mapping[str, Any]) -> Card:
+    """What the workload says of a model with this artifact."""
+    kind = workloads.load(workload)
+    if not isinstance(kind, HasCard):
+        return Card()
+    return kind.card(kind.Settings.model_validate(artifact["settings"]), artifact["facts"])
+
+
 def front_matter(
-    release: Release, *, name: str, comparison: Mapping[str, Any], metrics: Mapping[str, Any], data: str
+    release: Release,
+    *,
+    name: str,
+    told: Card,
+    comparison: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the hub reads: license, library, tags and the measured results as a model-index."""
+    """What the hub reads: license, library, task, what it was made of, tags, and the measured results as a model-index."""
     kind = release.workload.replace("_", "-")
     results = [
         {"type": release.metric, "value": release.value, "name": f"{release.metric} ({comparison['chosen']}, as shipped)"}
@@ -53,13 +75,25 @@ def front_matter(
     for key, value in metrics.items():
         if isinstance(value, float) and not key.startswith("num_"):  # counts are no scores
             results.append({"type": key, "value": value, "name": f"{key} (torch)"})
-    measured = {"task": {"type": kind}, "dataset": {"name": data, "type": "custom", "split": "test"}, "metrics": results}
-    return {
-        "license": "agpl-3.0",
-        "library_name": "onnx",
+    data = {"name": data_name(lineage), "type": "custom", "split": "test"}
+    measured = {"task": {"type": told.task or kind}, "dataset": data, "metrics": results}
+    header = {
+        "license": told.license,
+        "library_name": told.library,
+        "pipeline_tag": told.task,
+        "base_model": list(told.base_models),
+        "datasets": hub_datasets(lineage),
         "tags": ["slipway", kind, "onnx", comparison["chosen"]],
         "model-index": [{"name": name, "results": [measured]}],
     }
+    return {key: value for key, value in header.items() if value}
+
+
+def hub_datasets(lineage: Mapping[str, Any]) -> list[str]:
+    """The ids of the sources that are data sets of the hub."""
+    addresses = [source["address"] for source in lineage["data"].get("sources", [])]
+    found = [re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", address) for address in addresses]
+    return list(dict.fromkeys(one.group(1) for one in found if one))
 
 
 def data_name(lineage: Mapping[str, Any]) -> str:

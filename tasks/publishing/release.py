@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from contracts import workload as workloads
 from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
-from contracts.settings import Settings
+from contracts.settings import PublishSettings, Settings
 from tasks.downloading.addresses import local_path, scheme_of, shown
 from tasks.stage import folder
 
@@ -83,7 +83,20 @@ def check_gates(workload: str) -> dict[str, Any]:
         raise SlipwayError(f"{workload} is not published: {place} has {value!r} as the {metric.name} of {chosen}")
     if fault := metric.fault(value):
         raise SlipwayError(f"{workload} is not published: {place}: {chosen} on test: {fault}. {_ways_out(workload)}")
+    measured = {**_required("evaluate", workload, "metrics.json"), metric.name: value}
+    if beyond := list(beyond_limits(measured, workloads.settings_of(workload).publish)):
+        raise SlipwayError(f"{workload} is not published: on test {'; '.join(beyond)}. {_ways_out(workload)}")
     return comparison
+
+
+def beyond_limits(metrics: Mapping[str, Any], settings: PublishSettings) -> Iterator[str]:
+    """In words, each limit that is not kept; one on a metric that was not measured is not kept."""
+    for where, limits, sign in (("least", settings.least, 1), ("most", settings.most, -1)):
+        for name, limit in limits.items():
+            if name not in metrics:
+                yield f"publish.{where} names {name}, which is none of {', '.join(metrics)}"
+            elif not sign * metrics[name] >= sign * limit:
+                yield f"{name} is {metrics[name]:.4g}, publish.{where} asks for at {where} {limit:g}"
 
 
 def _ways_out(workload: str) -> str:
@@ -126,7 +139,7 @@ def build(workload: str, path: Path, *, name: str) -> Release:
     _copy_report(workload, path)
     from tasks.publishing.card import write_card
 
-    write_card(release, name=name, artifact=artifact, lineage=lineage)
+    write_card(release, name=name, artifact=artifact, lineage=lineage, license=settings.publish.license)
     return release
 
 

@@ -152,9 +152,48 @@ def test_the_card_is_made_of_measured_numbers_and_its_front_matter_is_the_hubs(p
     assert measured["dataset"]["name"] == "data.zip, photos"
     assert f"(`int8`): {METRIC} 0.7000 on the test split" in page and "| python | 3." in page
     assert "## Report" in page and "\n# no heading\n" in page and "{{" not in page
+    assert (
+        front["library_name"] == "ultralytics" and front["pipeline_tag"] == measured["task"]["type"] == "image-segmentation"
+    )
     from huggingface_hub import ModelCard
 
-    assert ModelCard(card).data.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7
+    known = ModelCard(card).data  # raises on an index that the hub would not take
+    assert known.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7
+    assert known.eval_results and {one.metric_type for one in known.eval_results} == {METRIC, "mask_map50"}
+
+
+def test_a_captioners_page_names_its_base_models_and_data_and_no_licence_that_nobody_stated(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    from tasks.publishing.card import card_of, front_matter, write_card
+
+    (tmp_path / "metrics.json").write_text(json.dumps({"cider": 0.5, "bleu4": 0.25, "num": 3}))
+    (tmp_path / "report.md").write_text("# captioning\n")
+    comparison = {"chosen": "int8_dynamic"}
+    write_json(tmp_path / "comparison.json", comparison)
+    commit, config = "0123456789" * 4, {"image_size": 32, "patch_size": 16, "hidden_size": 8}
+    facts = {
+        "encoder": {"name": "google/siglip-base-patch16-224", "revision": commit, "config": config},
+        "decoder": {"name": "models/own", "revision": None},
+    }
+    artifact = {"settings": {}, "facts": facts, "graphs": {}}
+    sources = [{"address": "hf://datasets/Mozilla/coco-gpt4o"}, {"address": "https://host/x.zip"}]
+    lineage = {"data": {"sources": sources}, "git": {"revision": None, "dirty": None}, "python": "3", "packages": {}}
+    release = Release(tmp_path, "captioning", "f", "cider", 0.49)
+    for stated, shown, words in ((None, "unknown", "not stated"), ("cc-by-4.0", "cc-by-4.0", "| licence | cc-by-4.0 |")):
+        write_card(release, name="name", artifact=artifact, lineage=lineage, license=stated)
+        page = (tmp_path / "README.md").read_text()
+        known = ModelCard(page).data
+        assert known.license == shown and words in page and "AutoProcessor" in page
+        assert known.library_name == "transformers" and known.pipeline_tag == "image-to-text"
+        assert known.base_model == ["google/siglip-base-patch16-224"] and known.datasets == ["Mozilla/coco-gpt4o"]
+        assert known.eval_results and known.eval_results[0].metric_value == 0.49
+    pooled = card_of("captioning", artifact | {"settings": {"train": {"prefix_tokens": 1}}})
+    told = {"comparison": comparison, "metrics": {}, "lineage": lineage}
+    assert (
+        front_matter(release, name="name", told=pooled, **told)["library_name"] == "onnx"
+        and "AutoProcessor" not in pooled.use
+    )
 
 
 def test_the_lineage_names_code_data_settings_and_plan(project: Path) -> None:
@@ -220,6 +259,24 @@ def test_what_failed_a_gate_or_is_incomplete_is_an_error_and_nothing_is_written(
     with pytest.raises(SlipwayError, match=words):
         run()
     assert not RECEIPT.exists() and not list(Path("registry").rglob("latest.json"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"least": {METRIC: 0.705}}, f"on test {METRIC} is 0.7, publish.least asks for at least 0.705"),
+        ({"least": {"mask_map50": 0.96}}, "mask_map50 is 0.95, publish.least asks for at least 0.96"),
+        ({"most": {"mask_map50": 0.9}}, "mask_map50 is 0.95, publish.most asks for at most 0.9"),
+        ({"least": {"cider": 0.1}}, f"publish.least names cider, which is none of {METRIC}, mask_map50, num"),
+    ],
+)
+def test_a_model_beyond_a_limit_that_was_set_is_not_published(limits: dict[str, Any], words: str) -> None:
+    target("file://registry", **limits)
+    with pytest.raises(SlipwayError, match=words):
+        run()
+    assert not RECEIPT.exists()
+    target("file://registry", least={METRIC: 0.7, "mask_map50": 0.95}, most={"mask_map50": 0.95})
+    assert run()["published"]
 
 
 def test_a_model_that_is_not_better_is_not_published_and_that_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:

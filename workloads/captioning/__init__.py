@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contracts.workload import Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Told
+from contracts.workload import Card, Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Told
 from workloads.captioning.settings import CaptioningSettings
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class Captioning:
         from workloads.captioning.saving import save
 
         save(objective.captioner, folder, facts, name=name)  # pyright: ignore[reportArgumentType]
+
+    def card(self, settings: CaptioningSettings, facts: Facts) -> Card:
+        from workloads.captioning.presenting import card
+
+        return card(settings, facts)
 
     def measure(self, run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Measure]:
         from workloads.captioning.predicting import measure

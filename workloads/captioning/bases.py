@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,11 @@ def _opened(opener: Any, base: Base) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SlipwayError(f"the base model {base.name} (revision {base.revision}) cannot be opened: {reason}") from None
+
+
+def num_features(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens and width of the features of a vision configuration."""
+    return (config["image_size"] // config["patch_size"]) ** 2, config["hidden_size"]
 
 
 def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:

@@ -17,7 +17,7 @@ from contracts.progress import Progress
 from contracts.records import Records
 from contracts.workload import Facts
 from workloads.captioning import pictures
-from workloads.captioning.model import num_features
+from workloads.captioning.bases import num_features
 from workloads.captioning.seeing import normalized, sized
 
 NUM_FOR_MOMENTS = 256

@@ -17,7 +17,8 @@ from torch import nn
 from contracts.workload import Arrays, Facts, Graph, Layout, Run
 from workloads.captioning.graph import Encoder, kept_of, merged, remembering
 from workloads.captioning.model import Captioner
-from workloads.captioning.saving import FOLDER, as_llava, is_llava
+from workloads.captioning.presenting import FOLDER
+from workloads.captioning.saving import as_llava, is_llava
 
 
 class EmbedTokens(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -77,11 +76,6 @@ class Captioner(nn.Module):
 def num_class_tokens(encoder: nn.Module) -> int:
     """Tokens for the whole picture that stand before those of its parts: one for CLIP and ViT, none for SigLIP."""
     return 0 if encoder.config.model_type.startswith("siglip") else 1  # pyright: ignore
-
-
-def num_features(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens and width of the features of a vision configuration."""
-    return (config["image_size"] // config["patch_size"]) ** 2, config["hidden_size"]
 
 
 def pooled(features: torch.Tensor, num: int | None) -> torch.Tensor:

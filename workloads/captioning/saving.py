@@ -11,12 +11,13 @@ from torch import nn
 
 from contracts.files import remove, write_json
 from contracts.workload import Facts
+from workloads.captioning.bases import num_features
 from workloads.captioning.graph import merged
-from workloads.captioning.model import Captioner, num_class_tokens, num_features
+from workloads.captioning.model import Captioner, num_class_tokens
+from workloads.captioning.presenting import FOLDER
 from workloads.captioning.writing import write_model
 
 IMAGE = "<image>"
-FOLDER = "transformers"
 
 
 def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None:

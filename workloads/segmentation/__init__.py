@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
+from contracts.workload import Card, Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
 from workloads.segmentation.settings import SegmentationSettings
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ class Segmentation:
         from workloads.segmentation.objective import save
 
         save(objective, folder / f"{name}.pt", settings.train, facts["classes"])
+
+    def card(self, settings: SegmentationSettings, facts: Facts) -> Card:
+        """Ultralytics holds that what was trained with its code is under its licence: docs/decisions/005-licence.md."""
+        use = '`best.pt` opens with Ultralytics: `YOLO("best.pt")`.'
+        return Card(license="agpl-3.0", library="ultralytics", task="image-segmentation", use=use)
 
     def measure(self, run: Run, records: Records, settings: SegmentationSettings, facts: Facts) -> Iterator[Measure]:
         from workloads.segmentation.scoring import measure
