@@ -266,6 +266,11 @@ def duration(seconds: float) -> str:
     return clock(seconds)
 
 
+def words(text: str | None) -> str:
+    """What was said; an empty answer can be seen."""
+    return MISSING if text is None else text or "(nothing)"
+
+
 FILTERS = {
     "plainly": plainly,
     "humane": humane,
@@ -275,6 +280,7 @@ FILTERS = {
     "share": share,
     "times": times,
     "duration": duration,
+    "words": words,
 }
 
 
