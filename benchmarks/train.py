@@ -111,7 +111,7 @@ def compare(folder: Path, settings: Any, records: Records, facts: Mapping[str, A
 
 
 def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """Weights by name and images/s, start-up and validation left out on both sides."""
+    """Weights by name and images/s, over all steps, start-up and validation left out on both sides."""
     from safetensors.torch import load_file
 
     from engine.hardware import detect
@@ -124,9 +124,10 @@ def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[st
     launch(
         RunSpec("segmentation", dumped, dict(facts), **places, plan=plan(detect(), settings.train), fingerprint="benchmark")
     )
-    steps = [line for line in read_journal(output / "metrics.jsonl") if "step_seconds" in line]
-    speed = settings.train.global_batch / statistics.median(line["step_seconds"] for line in steps)
-    return load_file(output / "best.safetensors"), speed
+    lines = [line for line in read_journal(output / "metrics.jsonl") if "step_seconds" in line]
+    counts = [after - before for before, after in pairwise([0, *(line["step"] for line in lines)])]
+    seconds = sum(count * line["step_seconds"] for count, line in zip(counts, lines, strict=True))
+    return load_file(output / "best.safetensors"), settings.train.global_batch * sum(counts) / seconds
 
 
 def run_ultralytics(folder: Path, settings: Any, seed: int) -> tuple[dict[str, Any], float]:
@@ -168,8 +169,7 @@ def train_ultralytics(output: Path) -> None:
     path.write_text(yaml.safe_dump({"nc": 10, **config}, sort_keys=False))
     model, times = YOLO(str(path), task="segment"), []
     model.add_callback("on_train_start", lambda trainer: torch.set_num_threads(CORES))
-    model.add_callback("on_train_batch_start", lambda trainer: times.append([time.perf_counter(), None]))
-    model.add_callback("on_train_batch_end", lambda trainer: times[-1].__setitem__(1, time.perf_counter()))
+    model.add_callback("on_train_batch_start", lambda trainer: times.append((trainer.epoch, time.perf_counter())))
     how = {name: value for name, value in train["augmentation"].items() if name != "close_mosaic"}
     model.train(
         data=train["data"], imgsz=train["image_size"], batch=train["global_batch"], nbs=train["global_batch"], seed=train["seed"],
@@ -179,8 +179,8 @@ def train_ultralytics(output: Path) -> None:
         project=str(output), name="run", verbose=False, cache="ram", overlap_mask=True, mask_ratio=4, **how,
     )  # fmt: skip
     # From one batch's start to the next one's: the loader's time counts, the validation between epochs does not.
-    steps = [after[0] - before[0] for before, after in pairwise(times)]
-    (output / "speed.yaml").write_text(yaml.safe_dump(train["global_batch"] / statistics.median(steps)))
+    steps = [after - before for (epoch, before), (next_epoch, after) in pairwise(times) if epoch == next_epoch]
+    (output / "speed.yaml").write_text(yaml.safe_dump(train["global_batch"] * len(steps) / sum(steps)))
 
 
 def score(weights: dict[str, Any], settings: Any, records: Records, facts: Mapping[str, Any]) -> dict[str, float]:

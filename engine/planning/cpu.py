@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from contracts.errors import SlipwayError
 from contracts.plan import Backend, Hardware, Plan, Precision
 from contracts.settings import PlanSettings, TrainSettings
-from engine.planning.division import count
+from engine.planning.division import count, micro_batches
 from engine.planning.footprint import GIB, Footprint
 from engine.planning.gpu import WORKERS_PER_RANK, accumulation_reason
 from engine.planning.loading import prefetch, prefetch_reason
@@ -14,6 +16,8 @@ from engine.planning.platforms import Installed, meeting
 MAX_CPU_RANKS = 8
 # Part of a training step on the CPU that threads share: 2 threads ran 1.38 times as fast as 1 (Amdahl's law, solved).
 PARALLEL = 0.55
+# From about so many samples at once a core works at its full speed; fewer pay more for each call than for its work.
+ENOUGH_SAMPLES = 8
 # What a process costs before its first sample (torch and its libraries), and what a sample costs, measured roughly.
 RANK_BYTES, CPU_EXAMPLE_BYTES, WORKER_BYTES = GIB, 64 << 20, GIB // 3
 
@@ -27,7 +31,7 @@ def on_cpu(
         SlipwayError: when one rank with one ghost batch needs more memory than there is.
     """
     pieces = settings.global_batch // (wishes.micro_batch or settings.ghost_batch)
-    met, need = meeting("cpu", hardware.platform, installed), _need(settings, wishes, footprint)
+    met, need = meeting("cpu", hardware.platform, installed), _need(wishes.micro_batch or settings.ghost_batch, footprint)
     if need > hardware.memory:
         raise SlipwayError(
             f"one rank with a ghost batch of {settings.ghost_batch} samples needs about {need / GIB:.1f} GiB, this machine has"
@@ -37,7 +41,8 @@ def on_cpu(
     ranks = 1 if alone else wishes.ranks or _ranks(hardware, pieces, need)
     replicas = (wishes.ranks or 1) if wishes.backend == "dp" else 1
     backend, backend_reason = _backend(ranks, wishes, met.group is None, met.reason)
-    micro_batch = wishes.micro_batch or settings.ghost_batch
+    room = hardware.free_memory // ranks
+    micro_batch = wishes.micro_batch or _micro_batch(settings, ranks, lambda samples: _need(samples, footprint) <= room)
     share = hardware.cores // ranks
     workers = _workers(hardware, ranks, share, need)
     threads, ahead = max(1, share - workers), prefetch(hardware)
@@ -63,7 +68,8 @@ def on_cpu(
             else "one model a rank",
             "micro_batch": "as plan.micro_batch says"
             if wishes.micro_batch
-            else f"one ghost batch of {settings.ghost_batch} samples: larger ones gain nothing on a CPU and need memory",
+            else f"{count(micro_batch // settings.ghost_batch, 'ghost batch')} of {count(settings.ghost_batch, 'sample')}: larger"
+            " micro-batches gain nothing on a CPU and need memory",
             "accumulation": accumulation_reason(ranks, micro_batch, accumulation),
             "threads": f"{count(hardware.cores, 'core')} for {count(ranks, 'rank')}"
             + (f", less {workers} loading" if workers else ""),
@@ -81,12 +87,17 @@ def thread_speed(threads: int) -> float:
     return 1 / ((1 - PARALLEL) + PARALLEL / threads)
 
 
-def _need(settings: TrainSettings, wishes: PlanSettings, footprint: Footprint | None) -> int:
-    """Bytes of one rank with one micro-batch."""
-    samples = wishes.micro_batch or settings.ghost_batch
+def _need(samples: int, footprint: Footprint | None) -> int:
+    """Bytes of one rank with a micro-batch of so many samples."""
     if footprint is None:
         return RANK_BYTES + samples * CPU_EXAMPLE_BYTES
     return RANK_BYTES + footprint.needed(samples, "single")
+
+
+def _micro_batch(settings: TrainSettings, ranks: int, fits: Callable[[int], bool]) -> int:
+    """One ghost batch, or as many as make ENOUGH_SAMPLES at most, divide a rank's part and fit."""
+    sizes = micro_batches(settings, ranks=ranks)
+    return max((one for one in sizes if one <= ENOUGH_SAMPLES and fits(one)), default=settings.ghost_batch)
 
 
 def _ranks(hardware: Hardware, pieces: int, need: int) -> int:

@@ -83,6 +83,9 @@ def layout(made: Plan) -> tuple[Any, ...]:
         pytest.param(machine(cores=16, memory=64), 16, 8, ("ddp", "cpu", 2, 8, 1, "fp32"), id="CPU 16 cores, 2 parts"),
         pytest.param(machine(cores=16, memory=64), 128, 8, ("ddp", "cpu", 8, 8, 2, "fp32"), id="CPU 16 cores, 16 parts"),
         pytest.param(machine(cores=6, memory=64), 32, 8, ("ddp", "cpu", 4, 8, 1, "fp32"), id="CPU 6 cores, 4 parts"),
+        pytest.param(machine(cores=2, memory=16), 48, 1, ("ddp", "cpu", 2, 8, 3, "fp32"), id="CPU, no ghosts"),
+        pytest.param(machine(cores=2, memory=16), 48, 3, ("ddp", "cpu", 2, 6, 4, "fp32"), id="CPU, small ghosts"),
+        pytest.param(machine(cores=2, memory=16), 6, 1, ("ddp", "cpu", 2, 3, 1, "fp32"), id="CPU, small batch"),
     ],
 )
 def test_each_machine_gets_its_plan(hardware: Hardware, batch: int, ghost: int, expected: tuple[Any, ...]) -> None:
@@ -128,6 +131,12 @@ def test_gpus_that_do_not_divide_the_batch_stay_idle_and_the_way_out_is_named() 
     assert made.ranks == 2
     assert "2 of 8 GPUs" in made.reasons["ranks"]
     assert "global_batch 64 would use all" in made.reasons["ranks"]
+
+
+def test_on_a_cpu_a_micro_batch_has_as_many_samples_as_fit_in_a_ranks_part_of_the_memory() -> None:
+    settings = TrainSettings(global_batch=48, ghost_batch=1)
+    assert plan(machine(cores=2, memory=16), settings, footprint=sized(GIB)).micro_batch == 6
+    assert plan(machine(cores=2, memory=16), settings, footprint=sized(3 * GIB)).micro_batch == 2
 
 
 def test_a_ghost_batch_above_the_first_guess_is_used_and_warned_of() -> None:
