@@ -25,7 +25,7 @@ demo: environment
 	@$(BIN)/slipway run segmentation
 
 test: environment
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: environment
 	$(BIN)/ruff check .

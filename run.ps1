@@ -36,7 +36,10 @@ switch ($Verb) {
         Write-Host "demo: download, parse, plan, train, evaluate, export, quantize, report, publish; some minutes on two cores"
         Invoke-Checked "$Programs\slipway.exe" @("run", "segmentation")
     }
-    "test" { Invoke-Checked "$Programs\python.exe" (@("-m", "pytest") + $Arguments) }
+    "test" {
+        $Workers = @("--numprocesses", "logical", "--maxprocesses", "4", "--dist", "worksteal")
+        Invoke-Checked "$Programs\python.exe" (@("-m", "pytest") + $Workers + $Arguments)
+    }
     "check" {
         Invoke-Checked "$Programs\ruff.exe" @("check", ".")
         Invoke-Checked "$Programs\ruff.exe" @("format", "--check", ".")
