@@ -23,12 +23,18 @@ class Source(Section):
     """One thing to download. `address` is a local path or anything fsspec opens (https, az, s3, gs, hf, file).
 
     Archives (zip, tar, tar.gz, tar.zst where Python can) are extracted into `into`; other files and folders are placed there.
+
+    Of a data set of the Hugging Face Hub, `rows` and `columns` take a part, and nothing else is downloaded: the first so many
+    rows of each series of shards (parquet or Arrow files whose names differ in their numbers alone: those of train, those of
+    test), and of each row these columns.
     """
 
     address: str
     into: str = "."
     revision: str | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    rows: Annotated[int, Field(ge=1)] | None = None
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class DownloadSettings(Section):

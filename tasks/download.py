@@ -116,7 +116,9 @@ def _unfolded(source: Source, fetched: Fetched, sha256: str | None, staging: Pat
             copy_file(fetched.path, target / fetched.name, ours=fetched.owned)
     names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
     tree = tree_digest(staging, names)[0] if fetched.owned else None
-    return Arrival(shown(source.address), source.into, fetched.revision, sha256, size, len(names), left_out, names, tree)
+    told = shown(source.address), source.into, fetched.revision
+    part = {"rows": source.rows, "columns": source.columns, "shards": fetched.shards}
+    return Arrival(*told, sha256, size, len(names), left_out, names, tree, **part)
 
 
 def _tell(arrival: Arrival, before: Arrival | None, *, taken_over: bool) -> None:

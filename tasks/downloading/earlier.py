@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ class Arrival:
     """One source as it once came: how the address was shown, what the far end called its state, and the files it became.
 
     `names` are relative to raw/; `tree` is their digest, None for what was copied from this machine, which is copied anew.
+    `rows` and `columns` are what was asked for of a data set, `shards` the files that they came from and how many rows of each.
     """
 
     address: str
@@ -29,11 +30,17 @@ class Arrival:
     left_out: int
     names: Sequence[str]
     tree: str | None
+    rows: int | None = None
+    columns: Sequence[str] | None = None
+    shards: Mapping[str, int] | None = None
 
     @property
     def told(self) -> dict[str, Any]:
         """What download.json says of it."""
-        return {key: value for key, value in asdict(self).items() if key not in ("names", "tree")}
+        told = {
+            key: value for key, value in asdict(self).items() if key not in ("names", "tree", "rows", "columns", "shards")
+        }
+        return told if self.shards is None else {**told, "rows": self.rows, "columns": self.columns, "shards": self.shards}
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,9 @@ class Earlier:
         write_json(ledger, [asdict(one) for one in arrivals])
 
     def of(self, source: Source) -> Arrival | None:
-        """The earlier arrival of the same address at the same place."""
-        same = (one for one in self.arrivals if (one.address, one.into) == (shown(source.address), source.into))
+        """The earlier arrival of the same part of the same address at the same place."""
+        wanted = shown(source.address), source.into, source.rows, list(source.columns or ())
+        same = (one for one in self.arrivals if (one.address, one.into, one.rows, list(one.columns or ())) == wanted)
         return next(same, None)
 
     def still_good(self, source: Source) -> Arrival | None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,13 +43,15 @@ NUM_TRANSFERS = 8
 class Fetched:
     """Something that is now on this disk. `path` is a file or a folder; `owned` tells that it is ours to move or to delete.
 
-    `revision` is what the far end calls this state of it: a commit, an ETag, or None.
+    `revision` is what the far end calls this state of it: a commit, an ETag, or None. `shards` are the files of which some rows
+    were taken, with their number.
     """
 
     path: Path
     name: str
     owned: bool
     revision: str | None = None
+    shards: Mapping[str, int] | None = None
 
 
 def fetch(source: Source, store: Path) -> Fetched:
@@ -63,11 +65,14 @@ def fetch(source: Source, store: Path) -> Fetched:
     scheme = scheme_of(source.address)
     if source.revision and scheme != "hf":
         raise SlipwayError(f"{shown(source.address)}: `revision` is for hf:// addresses; {scheme}:// has none: leave it out")
+    if in_part(source) and scheme != "hf":
+        raise SlipwayError(f"{shown(source.address)}: `rows` and `columns` are for hf:// data sets: leave them out")
     if scheme == "file":
         return _local(source)
-    place = store / hashlib.sha256(f"{source.address}@{source.revision}".encode()).hexdigest()[:16]
+    parts = f" {source.rows} {source.columns}" if in_part(source) else ""
+    place = store / hashlib.sha256(f"{source.address}@{source.revision}{parts}".encode()).hexdigest()[:16]
     if scheme == "hf":
-        return _snapshot(source, place)
+        return _from_hub(source, place)
     if scheme in ("http", "https"):
         name = unquote(urlsplit(source.address).path.rsplit("/", 1)[-1])
         return _single(source, WebFile(source.address), safe_name(name), place)
@@ -135,6 +140,8 @@ def present_revision(source: Source, revision: str, size: int) -> str | None:
     try:
         if scheme == "hf":
             kind, name, wanted, _ = hub_address(source)
+            if wanted == revision:  # a commit stays what it is, and is not asked for
+                return revision
             return hub_client().repo_info(name, repo_type=kind, revision=wanted, timeout=SILENCE_SECONDS).sha
         if scheme in ("http", "https"):
             with WebFile(source.address).stream(size, revision) as stream:
@@ -170,30 +177,52 @@ def hub_address(source: Source) -> tuple[str, str, str | None, str]:
     )
 
 
-def _snapshot(source: Source, place: Path) -> Fetched:
-    """A repository of the Hugging Face Hub, or a part of it."""
-    (kind, name, revision, part), hub = hub_address(source), hub_client()
+def in_part(source: Source) -> bool:
+    """Whether only some rows or columns of a source are wanted."""
+    return source.rows is not None or source.columns is not None
 
-    def download() -> tuple[str, str]:
+
+def _from_hub(source: Source, place: Path) -> Fetched:
+    """A repository of the Hugging Face Hub, or a part of it."""
+    (kind, name, revision, _), hub = hub_address(source), hub_client()
+
+    def download() -> Fetched:
         commit = str(hub.repo_info(name, repo_type=kind, revision=revision, timeout=SILENCE_SECONDS).sha)
-        patterns = [part, f"{part}/**"] if part else None
-        root = hub.snapshot_download(
-            name, repo_type=kind, revision=commit, local_dir=place / commit, allow_patterns=patterns
-        )
-        return commit, root
+        return (_some_rows if in_part(source) else _snapshot)(source, place / commit, commit, hub)
 
     try:
-        commit, root = retried(
-            download, what=shown(source.address), passing=hub_trouble, attempts=ATTEMPTS, pause=FIRST_PAUSE
-        )
+        return retried(download, what=shown(source.address), passing=hub_trouble, attempts=ATTEMPTS, pause=FIRST_PAUSE)
+    except SlipwayError as error:
+        raise SlipwayError(f"{shown(source.address)}: {error}") from None
     except Exception as error:  # the hub's client raises its own kinds, those of httpx and those of the system
         raise SlipwayError(
             f"{shown(source.address)} cannot be downloaded: {plain(error)} (a private one needs HF_TOKEN)"
         ) from None
+
+
+def _snapshot(source: Source, place: Path, commit: str, hub: Any) -> Fetched:
+    """Every file at a commit, below `place`."""
+    kind, name, _, part = hub_address(source)
+    patterns = [part, f"{part}/**"] if part else None
+    root = hub.snapshot_download(name, repo_type=kind, revision=commit, local_dir=place, allow_patterns=patterns)
     path = Path(root) / part
     if not path.exists():
-        raise SlipwayError(f"{shown(source.address)}: {name} at {commit} has no {part!r}")
+        raise SlipwayError(f"{name} at {commit} has no {part!r}")
     return Fetched(path, safe_name(path.name if part else name.split("/")[1]), owned=True, revision=commit)
+
+
+def _some_rows(source: Source, place: Path, commit: str, hub: Any) -> Fetched:
+    """Some rows and columns of the shards at a commit, below `place`."""
+    from huggingface_hub import HfFileSystem
+
+    from tasks.downloading.shards import shards_in, take
+
+    kind, name, _, part = hub_address(source)
+    names = shards_in(hub.list_repo_files(name, repo_type=kind, revision=commit), part)
+    files = HfFileSystem(endpoint=hub.endpoint, skip_instance_cache=True)
+    root = f"{kind}s/{name}@{commit}" if kind != "model" else f"{name}@{commit}"
+    taken = take(files, root, names, place, rows=source.rows, columns=source.columns)
+    return Fetched(place, safe_name(name.split("/")[1]), owned=True, revision=commit, shards=taken)
 
 
 def complete(remote: Remote, partial: Path, note: Path, *, where: str, silent: bool = False) -> tuple[Path, str | None]:

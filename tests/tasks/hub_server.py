@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +38,8 @@ class Repository:
 @dataclass
 class HubServer:
     """`faults` maps a pattern of "METHOD path" to statuses that are answered instead, one a request; `lost` is a file that every
-    commit forgets; `before_commit` runs once when a commit arrives. `requests` holds what was asked, `tokens` who asked."""
+    commit forgets; `before_commit` runs once when a commit arrives. `requests` holds what was asked, `tokens` who asked, `sent` how
+    many bytes of a file at a path went out."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     faults: dict[str, list[int]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class HubServer:
     before_commit: Callable[[], None] | None = None
     requests: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    sent: Counter[str] = field(default_factory=Counter)
     objects: Files = field(default_factory=dict)
     role: str = "write"
 
@@ -59,6 +62,14 @@ class HubServer:
                 hub.requests.append(f"{self.command} {path}")
                 status, value, headers = hub.answer(self.command, path, body)
                 content = value if isinstance(value, bytes) else json.dumps(value).encode()
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted and status == 200 and isinstance(value, bytes):
+                    start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(value))
+                    headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(value)}"}
+                    status, content = 206, value[start:end]
+                    headers["Content-Length"] = str(len(content))
+                if isinstance(value, bytes) and self.command == "GET":
+                    hub.sent[path] += len(content)
                 self.send_response(status)
                 for key, one in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
                     self.send_header(key, one)
@@ -100,13 +111,14 @@ class HubServer:
                 for one in json.loads(body)["objects"]
             ]
             return 200, {"transfer": "basic", "objects": objects}, {}
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*found.groups())
-        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(\w+)(?:/([^/]+))?)?", path)
+        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(\w+)(?:/([^/]+)(?:/(.+))?)?)?", path)
         repository = self.repositories.get(found.group(1)) if found else None
         if found is None or repository is None:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        return self.repository(repository, found.group(1), found.group(2) or "revision", found.group(3) or "main", body)
+        name, verb, revision, folder = found.groups()
+        return self.repository(repository, name, verb or "revision", revision or "main", body, folder or "")
 
     def create(self, wanted: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
         name = f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
@@ -118,7 +130,7 @@ class HubServer:
         return 200, answer, {}
 
     def repository(
-        self, one: Repository, name: str, verb: str, revision: str, body: bytes
+        self, one: Repository, name: str, verb: str, revision: str, body: bytes, folder: str
     ) -> tuple[int, Any, dict[str, str]]:
         state = one.at(revision)
         if verb == "refs":
@@ -136,7 +148,8 @@ class HubServer:
                 {},
             )
         if verb == "tree":
-            return 200, [entry(path, content) for path, content in files.items()], {}
+            below = f"{folder}/" if folder else ""
+            return 200, [entry(path, content) for path, content in files.items() if path.startswith(below)], {}
         if verb == "preupload":
             asked = [file["path"] for file in json.loads(body)["files"]]
             modes = [
