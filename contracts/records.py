@@ -131,6 +131,10 @@ class Records(Sequence[Record]):
             )
         return cls(path, Path(root))
 
+    def __reduce__(self) -> tuple[type[Records], tuple[Path, Path, np.ndarray | None]]:
+        """Other processes get where the records lie, and not the table that was opened here."""
+        return Records, (self.path, self.root, self.indices)
+
     @cached_property
     def table(self) -> pa.Table:
         """The whole memory-mapped table, whatever part of it this is."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -244,3 +245,20 @@ def test_two_ranks_train_every_other_workload_as_single_does(
     learn_the_same(spec, small_reference(spec), train)
     if backend == "ddp":
         resume_to_the_same_bits(spec, train)
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_by_weights_and_lengths_what_one_draws_and_resume_to_the_same_bits(
+    make_small_spec: SmallSpec, train: Train, tmp_path: Path
+) -> None:
+    spec = make_small_spec("captioning", "ddp")
+    spec.settings["train"]["length_buckets"] = 3
+    num = len(Records.open(Path(spec.records), root=Path(spec.root)).split("train"))
+    np.save(tmp_path / "sampling_weights.npy", np.where(np.arange(num) % 3, 0.5, 3.0))
+    spec = replace(spec, sampling_weights=str(tmp_path / "sampling_weights.npy"))
+    single, plain = (alone(spec, tmp_path / name, micro_batch=spec.plan.micro_batch) for name in ("single", "plain"))
+    train(single)
+    learn_the_same(spec, single, train)
+    resume_to_the_same_bits(spec, train)
+    train(replace(plain, sampling_weights=None))
+    assert difference(last_weights(single), last_weights(plain)) > 100 * TOLERANCE
