@@ -46,8 +46,6 @@ class Draws:
 
     def before(self, epoch: int) -> Numbers:
         """How often each record is drawn in all earlier epochs together [n]."""
-        if self.weights is None:
-            return np.full(self.num_records, epoch)
         reached, before = self._counted if self._counted[0] <= epoch else (0, np.zeros(self.num_records, np.int64))
         for one in range(reached, epoch):
             before = before + self.times(one)
@@ -66,7 +64,10 @@ class Draws:
 
 @lru_cache(maxsize=4)
 def _order(draws: Draws, epoch: int) -> tuple[Numbers, Numbers]:
-    order, times = generator(draws.seed, "order", epoch).permutation(draws.num_records), draws.times(epoch)
+    order = generator(draws.seed, "order", epoch).permutation(draws.num_records)
+    if draws.weights is None:
+        return order, np.broadcast_to(epoch, order.shape)
+    times = draws.times(epoch)
     records = np.repeat(np.arange(draws.num_records), times)
     earlier = np.arange(draws.num_records) - np.repeat(np.cumsum(times) - times, times)
     return records[order], (draws.before(epoch)[records] + earlier)[order]

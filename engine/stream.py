@@ -104,5 +104,6 @@ def _by_length(draws: Draws, lengths: Lengths, epoch: int, steps: range, size: i
     batches = places[order].reshape(-1, size)
     shuffled = generator(draws.seed, "buckets", steps.start).permutation(len(steps))
     if steps.start == 0:  # the run begins with the longest batch: one that does not fit into memory shows at once
-        shuffled[[0, np.argmin(shuffled)]] = shuffled[[np.argmin(shuffled), 0]]
+        longest = int(shuffled.argmin())
+        shuffled[[0, longest]] = shuffled[[longest, 0]]
     return batches[shuffled]
