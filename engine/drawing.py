@@ -57,8 +57,7 @@ class Draws:
         """Each record's share of an epoch, in PARTS of a draw [n]; they sum to as many draws as there are records."""
         assert self.weights is not None
         parts = np.rint(self.weights / self.weights.sum() * self.num_records * PARTS).astype(np.int64)
-        lack = self.num_records * PARTS - int(parts.sum())  # of rounding: less than one for each that has any
-        parts[np.argsort(-parts, kind="stable")[: abs(lack)]] += np.sign(lack)
+        parts[parts.argmax()] += self.num_records * PARTS - parts.sum()  # what rounding lost, less than a part for each record
         return parts
 
 
