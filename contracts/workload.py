@@ -94,12 +94,13 @@ class Chart:
 @dataclass(frozen=True)
 class Scores:
     """What an evaluation found. `metrics` by name; `rows` a table with a row a class (or type of question); `charts` to draw;
-    `meanings` says in a sentence what a metric, or a column of the table, means."""
+    `meanings` says in a sentence what a metric, or a column of the table, means; `notes` what else must be known of them."""
 
     metrics: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]] = ()
     charts: Sequence[Chart] = ()
     meanings: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

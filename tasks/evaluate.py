@@ -56,8 +56,10 @@ def write_scores(output: Path, scores: Scores, *, num: int) -> None:
     metrics = {name: float(value) for name, value in scores.metrics.items()}
     write_json(output / "metrics.json", {**metrics, "num": num})
     charts = [dataclasses.asdict(chart) for chart in scores.charts]
-    details = {"metrics": metrics, "rows": list(scores.rows), "charts": charts, "meanings": dict(scores.meanings)}
-    write_json(output / "details" / "scores.json", plain(details))
+    told = {"meanings": dict(scores.meanings), "notes": list(scores.notes)}
+    write_json(
+        output / "details" / "scores.json", plain({"metrics": metrics, "rows": list(scores.rows), "charts": charts, **told})
+    )
     lines = next((chart for chart in scores.charts if chart.kind == "lines"), None)
     matrix = next((chart for chart in scores.charts if chart.kind == "matrix"), None)
     write_curves(output / "curves.csv", lines)

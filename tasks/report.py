@@ -63,6 +63,7 @@ def page(findings: Findings, metric: Metric, settings: Settings) -> dict[str, An
         "charts": [figure(chart) for chart in charts],
         "table": table((findings.scores or {}).get("rows", [])),
         "meanings": (findings.scores or {}).get("meanings", {}),
+        "notes": (findings.scores or {}).get("notes", []),
         "pictures": pictures(findings),
         "told": told(findings),
         "settings": as_yaml(settings),

@@ -157,7 +157,7 @@ def test_the_card_is_made_of_measured_numbers_and_its_front_matter_is_the_hubs(p
     )
     from huggingface_hub import ModelCard
 
-    known = ModelCard(card).data  # raises on an index that the hub would not take
+    known: Any = ModelCard(card).data  # raises on an index that the hub would not take
     assert known.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7
     assert known.eval_results and {one.metric_type for one in known.eval_results} == {METRIC, "mask_map50"}
 
@@ -183,7 +183,7 @@ def test_a_captioners_page_names_its_base_models_and_data_and_no_licence_that_no
     for stated, shown, words in ((None, "unknown", "not stated"), ("cc-by-4.0", "cc-by-4.0", "| licence | cc-by-4.0 |")):
         write_card(release, name="name", artifact=artifact, lineage=lineage, license=stated)
         page = (tmp_path / "README.md").read_text()
-        known = ModelCard(page).data
+        known: Any = ModelCard(page).data
         assert known.license == shown and words in page and "AutoProcessor" in page
         assert known.library_name == "transformers" and known.pipeline_tag == "image-to-text"
         assert known.base_model == ["google/siglip-base-patch16-224"] and known.datasets == ["Mozilla/coco-gpt4o"]

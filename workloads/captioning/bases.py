@@ -57,7 +57,7 @@ def _described(base: Base, config: Any) -> dict[str, Any]:
 def _vision_config(base: Base) -> Any:
     from transformers import AutoConfig
 
-    config = _opened(AutoConfig.from_pretrained, base)
+    config = opened(AutoConfig.from_pretrained, base)
     config = getattr(config, "vision_config", config)
     if config.model_type not in ENCODERS:
         raise SlipwayError(f"prepare.encoder {base.name} is a {config.model_type}; captioning takes {', '.join(ENCODERS)}")
@@ -68,7 +68,7 @@ def _text_config(base: Base) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    config = _opened(AutoConfig.from_pretrained, base)
+    config = opened(AutoConfig.from_pretrained, base)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise SlipwayError(f"prepare.decoder {base.name} is a {config.model_type}, which is no decoder-only language model")
     return config
@@ -78,7 +78,7 @@ def _picture(base: Base) -> dict[str, Any]:
     """What the encoder's own processor does: size in pixels, resampling (Pillow's number), mean and deviation of a channel."""
     from transformers import AutoImageProcessor
 
-    processor = _opened(AutoImageProcessor.from_pretrained, base)
+    processor = opened(AutoImageProcessor.from_pretrained, base)
     size = dict(processor.size)
     side = size.get("height") or size.get("shortest_edge")
     if getattr(processor, "do_center_crop", False):
@@ -96,7 +96,7 @@ def _tokenizer(base: Base) -> dict[str, Any]:
     """The tokenizer as its library's own JSON, and the token that ends a caption."""
     from transformers import AutoTokenizer
 
-    tokenizer = _opened(AutoTokenizer.from_pretrained, base)
+    tokenizer = opened(AutoTokenizer.from_pretrained, base)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise SlipwayError(
             f"prepare.decoder {base.name} has no fast tokenizer with an end-of-text token, which captions need"
@@ -104,7 +104,12 @@ def _tokenizer(base: Base) -> dict[str, Any]:
     return {"json": tokenizer.backend_tokenizer.to_str(), "end": tokenizer.eos_token_id, "end_token": tokenizer.eos_token}
 
 
-def _opened(opener: Any, base: Base) -> Any:
+def opened(opener: Any, base: Base) -> Any:
+    """`opener(name, revision=...)`, a `from_pretrained`, without code of anybody else's and without a word.
+
+    Raises:
+        SlipwayError: when it cannot be had, in a line.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -128,7 +133,7 @@ def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
 
     classes = _vision_class(facts["encoder"]["config"]["model_type"])
     return tuple(  # pyright: ignore[reportReturnType]
-        _opened(
+        opened(
             lambda name, *, opener=opener, **options: opener.from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, **options
             ),

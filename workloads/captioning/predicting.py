@@ -13,7 +13,7 @@ import numpy as np
 from contracts.errors import SlipwayError
 from contracts.pictures import listed
 from contracts.progress import Progress
-from contracts.records import Records
+from contracts.records import Record, Records
 from contracts.workload import Facts, Measure, Run, Told
 from workloads.captioning import pictures
 from workloads.captioning.drawing import captioned, enlarged
@@ -72,9 +72,12 @@ def measure(run: Run, records: Records, settings: CaptioningSettings, facts: Fac
     words = Words(facts["tokenizer"])
     for some in _batches(iter(records), settings.evaluate.batch_size):
         images = [pictures.read(records.root, record.inputs) for record in some]
-        for record, said in zip(some, say(run, images, settings, facts, words), strict=True):
+        spoken = say(run, images, settings, facts, words)
+        liked = likenesses(some, images, [said.caption for said in spoken], settings)
+        for record, said, likeness in zip(some, spoken, liked, strict=True):
             references = record.targets["captions"]
             yield {
+                **likeness,
                 "caption": said.caption,
                 "references": references,
                 "scene": record.targets["scene"],
@@ -82,6 +85,19 @@ def measure(run: Run, records: Records, settings: CaptioningSettings, facts: Fac
                 "ended": said.tokens[-1] == words.end,
                 "quality": quality_of(said.caption, references),
             }
+
+
+def likenesses(
+    records: Sequence[Record], images: Sequence[np.ndarray], captions: Sequence[str], settings: CaptioningSettings
+) -> list[dict[str, float]]:
+    """CLIP's judgement of each caption; nothing where no CLIP model is set."""
+    if settings.evaluate.clip is None:
+        return [{} for _ in records]
+    from workloads.captioning.clip_score import judge
+
+    pictures = [(record.inputs["sha256"], image) for record, image in zip(records, images, strict=True)]
+    references = [record.targets["captions"] for record in records]
+    return judge(settings.evaluate.clip.name, settings.evaluate.clip.revision).scores(pictures, captions, references)
 
 
 def gallery(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:

@@ -24,6 +24,8 @@ from workloads.captioning.terms import groups, rates, words
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 KINDS = ("digit", "colour", "size", "relation")
 NOTHING = "nothing"
+CLIP = ("clip_score", "ref_clip_score")
+WITHOUT_CLIP = "CLIPScore was not computed: captioning.evaluate.clip names no CLIP model."
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -39,13 +41,15 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     judged = [judge(each["caption"], each["scene"]) for each in measures if each["scene"]]
     metrics = {
         **against_references(captions, references),
+        **{name: _mean([each[name] for each in measures]) for name in CLIP if measures and name in measures[0]},
         **of_captions(captions),
         "ended": _mean([float(each["ended"]) for each in measures]),
         **{f"{group}_terms": rate for group, rate in rates(captions).items()},
         **_attribute_metrics(judged),
     }
     charts = [_lengths(captions, references), _terms(captions, references), *_digit_charts(judged)]
-    return Scores(metrics, _rows(judged), charts, meanings())
+    notes = [] if settings.evaluate.clip else [WITHOUT_CLIP]
+    return Scores(metrics, _rows(judged), charts, meanings(), notes)
 
 
 def quality_of(caption: str, references: Sequence[str]) -> float:
@@ -248,6 +252,10 @@ def meanings() -> Mapping[str, str]:
         "meteor_exact_stem": f"METEOR {text} by NLTK (parameters 0.9, 3, 0.5) with exact matches and matches of Porter stems"
         " alone: synonyms do not count, so it is lower than a METEOR with WordNet and not to be compared with one; best"
         " reference, mean over captions, 0 to 1.",
+        "clip_score": "CLIPScore (Hessel et al. 2021) by the model of evaluate.clip: 2.5 times the cosine of picture and caption"
+        ", at least 0, mean over captions; to be compared only where the same CLIP model was asked.",
+        "ref_clip_score": "RefCLIPScore: the harmonic mean of CLIPScore and of the cosine of the caption and its nearest"
+        " reference, mean over captions.",
         "mean_words": "Words a generated caption.",
         "distinct_1": "Different words as a share of all words of the generated captions.",
         "distinct_2": "Different pairs of neighbouring words as a share of all pairs of the generated captions.",

@@ -96,8 +96,12 @@ class CaptioningTrain(TrainSettings):
 
 
 class CaptioningEvaluate(EvaluateSettings):
-    """How captions are made: `beams` 1 is greedy, `longest` in tokens, `batch_size` in pictures at once."""
+    """How captions are made: `beams` 1 is greedy, `longest` in tokens, `batch_size` in pictures at once.
 
+    `clip` names a CLIP model of transformers, on the hub or in a folder, that scores how captions fit pictures; None: nobody.
+    """
+
+    clip: Base | None = None
     beams: Annotated[int, Field(ge=1)] = 1
     longest: Annotated[int, Field(ge=1)] = 32
     batch_size: Annotated[int, Field(ge=1)] = 16
