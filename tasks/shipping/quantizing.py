@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LINEAR = ("Gemm", "MatMul")
 RESHAPING = ("Transpose", "Reshape", "Split", "Squeeze", "Unsqueeze", "Slice", "Identity")
 
 
@@ -130,14 +131,72 @@ def dynamic_int8(source: Path, target: Path) -> None:
 
 
 def weight_only_int4(source: Path, target: Path) -> None:
-    """Write `target`: the weights of matrix products in 4 bits, blocks of 32 with a scale each; activations stay float."""
+    """Write `target`: the weights of linear layers in 4 bits, blocks of 32 with a scale each; activations stay float."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    model = onnx.load(source)
+    as_matrix_products(model)
     with quiet_quantizer():
-        quantizer: Any = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=True, accuracy_level=4)
+        quantizer: Any = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4)
         quantizer.process()
         quantizer.model.save_model_to_file(str(target))
+
+
+def as_matrix_products(model: onnx.ModelProto) -> None:
+    """Write every linear layer as a MatMul with a constant of [in, out] and an Add for its bias: the one form whose weights are
+    put into 4 bits. Exporters also write Gemm (GPT-2's layers) and, where the output layer is the table of words, a MatMul
+    with the table turned. ONNX Runtime's own replacement of Gemm turns the weight for all who use it, such a table included.
+    """
+    from onnx.helper import get_attribute_value, make_node
+
+    structure, graph = Structure(model), model.graph
+    matrices = Matrices(model, structure)
+    nodes = []
+    for node in graph.node:
+        told = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+        plain = not told.get("transA") and told.get("alpha", 1) == 1 and told.get("beta", 1) == 1
+        weight = matrices.named(node.input[1], turned=bool(told.get("transB"))) if node.op_type in LINEAR and plain else None
+        if weight is None:
+            nodes.append(node)
+            continue
+        bias, made = list(node.input[2:]), node.output[0]
+        product = f"{made}_product" if bias else made
+        nodes.append(make_node("MatMul", [node.input[0], weight], [product], name=f"{node.name or made}_product"))
+        if bias:
+            nodes.append(make_node("Add", [product, *bias], [made], name=f"{node.name or made}_bias"))
+    used = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
+    kept = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
+    used = {name for node in kept for name in node.input} | {one.name for one in graph.output}
+    constants = [one for one in graph.initializer if one.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(constants)
+
+
+class Matrices:
+    """The constant matrices of a graph, turned where that is asked for: a turned one becomes a constant of its own."""
+
+    def __init__(self, model: onnx.ModelProto, structure: Structure) -> None:
+        self._graph, self._producers = model.graph, structure.producers
+        self._constants = {one.name: one for one in model.graph.initializer if len(one.dims) == 2}
+
+    def named(self, name: str, *, turned: bool) -> str | None:
+        """The constant that the input `name` is, or that it is when turned; None where it is none."""
+        from onnx.numpy_helper import from_array, to_array
+
+        maker = self._producers.get(name)
+        if maker is not None and maker.op_type == "Transpose":
+            name, turned = maker.input[0], not turned
+        if name not in self._constants:
+            return None
+        if not turned:
+            return name
+        other = f"{name}_turned"
+        if other not in self._constants:
+            self._constants[other] = from_array(to_array(self._constants[name]).T.copy(), other)
+            self._graph.initializer.append(self._constants[other])
+        return other
 
 
 def prepare(source: Path, target: Path) -> Path:

@@ -24,7 +24,12 @@ from workloads.captioning.terms import groups, rates, words
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 KINDS = ("digit", "colour", "size", "relation")
 NOTHING = "nothing"
-CLIP = ("clip_score", "ref_clip_score")
+CLIP = {
+    "clip_score": "CLIPScore (Hessel et al. 2021) by the model of evaluate.clip: 2.5 times the cosine of picture and caption, at"
+    " least 0, mean over captions; to be compared only where the same CLIP model was asked.",
+    "ref_clip_score": "RefCLIPScore: the harmonic mean of CLIPScore and of the cosine of the caption and its nearest reference,"
+    " mean over captions.",
+}
 WITHOUT_CLIP = "CLIPScore was not computed: captioning.evaluate.clip names no CLIP model."
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -48,8 +53,8 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
         **_attribute_metrics(judged),
     }
     charts = [_lengths(captions, references), _terms(captions, references), *_digit_charts(judged)]
-    notes = [] if settings.evaluate.clip else [WITHOUT_CLIP]
-    return Scores(metrics, _rows(judged), charts, meanings(), notes)
+    said, notes = (CLIP, []) if settings.evaluate.clip else ({}, [WITHOUT_CLIP])
+    return Scores(metrics, _rows(judged), charts, {**meanings(), **said}, notes)
 
 
 def quality_of(caption: str, references: Sequence[str]) -> float:
@@ -252,10 +257,6 @@ def meanings() -> Mapping[str, str]:
         "meteor_exact_stem": f"METEOR {text} by NLTK (parameters 0.9, 3, 0.5) with exact matches and matches of Porter stems"
         " alone: synonyms do not count, so it is lower than a METEOR with WordNet and not to be compared with one; best"
         " reference, mean over captions, 0 to 1.",
-        "clip_score": "CLIPScore (Hessel et al. 2021) by the model of evaluate.clip: 2.5 times the cosine of picture and caption"
-        ", at least 0, mean over captions; to be compared only where the same CLIP model was asked.",
-        "ref_clip_score": "RefCLIPScore: the harmonic mean of CLIPScore and of the cosine of the caption and its nearest"
-        " reference, mean over captions.",
         "mean_words": "Words a generated caption.",
         "distinct_1": "Different words as a share of all words of the generated captions.",
         "distinct_2": "Different pairs of neighbouring words as a share of all pairs of the generated captions.",
