@@ -14,6 +14,7 @@ import typer
 from cli.predict import newest_model, settings_of_artifact
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete
+from contracts.progress import track
 from contracts.workload import Prediction, load
 from serving.runtime import Artifact, open_run
 
@@ -39,9 +40,12 @@ def caption(
     settings = settings_of_artifact(artifact)
     if beams:
         settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"beams": beams})})
+    workload = load(WORKLOAD)
+    inputs = workload.raw.listed(source)
     run = open_run(folder, threads=threads)
     start = time.perf_counter()
-    done, failed = write_captions(load(WORKLOAD).predict(run, source, settings, artifact.facts), output)
+    results = track(workload.predict(run, inputs, settings, artifact.facts), "captioning", total=len(inputs))
+    done, failed = write_captions(results, output)
     seconds = time.perf_counter() - start
     print(f"{done} captions in {seconds:.1f} s ({done / seconds:.1f} a second) by {folder} ({artifact.recipe}): {output}")
     if failed:

@@ -12,8 +12,10 @@ import typer
 
 from contracts.errors import SlipwayError
 from contracts.files import finite, read_json, replace_when_complete
+from contracts.progress import track
 from contracts.settings import Settings, read_params, validate
 from contracts.workload import Prediction, load
+from serving.drawing import drawn
 from serving.runtime import Artifact, open_run
 from tasks.downloading.addresses import local_path, scheme_of
 
@@ -44,11 +46,12 @@ def predict(
     """
     source, folder = check_places(source, output), model or newest_model()
     artifact = Artifact.read(folder)
-    settings = shown_from(settings_of_artifact(artifact), confidence)
+    settings, workload = shown_from(settings_of_artifact(artifact), confidence), load(artifact.workload)
+    inputs = workload.raw.listed(source)
     run = open_run(folder, threads=threads)
     print(f"{artifact.workload} model {folder} ({artifact.recipe}), {', '.join(sorted(set(run.providers.values())))}")
     start = time.perf_counter()
-    results = load(artifact.workload).predict(run, source, settings, artifact.facts)
+    results = track(workload.predict(run, inputs, settings, artifact.facts), "predicting", total=len(inputs))
     done, failed = write_predictions(results, output, overlays=overlays)
     print(
         f"{done} predicted in {time.perf_counter() - start:.1f} s: {output / 'predictions.json'}"
@@ -127,19 +130,9 @@ def overlay_name(name: str) -> str:
 
 
 def write_picture(path: Path, result: Prediction) -> None:
-    """Draw a result into a file, complete or not there.
-
-    Raises:
-        SlipwayError: when it cannot be encoded.
-    """
-    import cv2
-
-    suffix = path.suffix.lower()
-    good, data = cv2.imencode(suffix, result.draw(), [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92])
-    if not good:
-        raise SlipwayError(f"{path} could not be encoded")
+    """Draw a result into a file, complete or not there."""
     with replace_when_complete(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(drawn(result, path.suffix.lower()))
 
 
 def newest_model(workload: str | None = None) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.errors import SlipwayError
+from contracts.raw import RawKind
 
 if TYPE_CHECKING:
     import numpy as np
 
+PICTURES = RawKind(
+    "pictures", frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm"})
+)
 MIN_CONTRAST = 12
 
 
@@ -27,25 +30,6 @@ def walk(root: Path) -> Iterator[str]:
         folders[:] = sorted(one for one in folders if not one.startswith(".") and one != "__MACOSX")
         above = Path(folder).relative_to(root).as_posix()
         yield from (one if above == "." else f"{above}/{one}" for one in sorted(files) if not one.startswith("."))
-
-
-def listed(source: Path, suffixes: Collection[str]) -> list[Path]:
-    """The pictures that `source` names, a file or a folder with its folders, sorted; hidden files are left out.
-
-    `suffixes` are the endings of pictures, in lower case with the dot.
-
-    Raises:
-        SlipwayError: when it is missing or there are none.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise SlipwayError(f"{source} does not exist: give a picture or a folder of pictures")
-    found = (path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts))
-    if not files:
-        raise SlipwayError(f"{source} holds no pictures ({', '.join(sorted(suffixes))})")
-    return files
 
 
 def likeness(grey: np.ndarray) -> bytes:

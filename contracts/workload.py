@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from contracts.errors import SlipwayError
+from contracts.raw import RawInput, RawKind
 from contracts.records import Record, Records, Rejected
 from contracts.settings import Settings, Source, read_params, validate
 
@@ -129,7 +130,7 @@ class Prediction(Protocol):
 
     @property
     def name(self) -> str:
-        """The input's path below the folder that was asked for."""
+        """The input's own."""
         ...
 
     @property
@@ -138,7 +139,12 @@ class Prediction(Protocol):
         ...
 
     def json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values: "image" (the name), and what was found.
+
+        These mean the same in every workload, and whoever shows a result may rely on it: "caption", a sentence about the
+        whole; "objects", each with "class", "score" (0 to 1), "box" (x, y, width, height) and "polygons" (outlines x1, y1,
+        x2, y2..., one for each part), in pixels of a picture "width" by "height".
+        """
         ...
 
     def draw(self) -> np.ndarray:
@@ -155,6 +161,7 @@ class Workload(Protocol):
 
     Settings: ClassVar[type[Settings]]
     metric: ClassVar[Metric]
+    raw: ClassVar[RawKind]
 
     def sources(self, settings: Any) -> Sequence[Source]:
         """What to download; none means the embedded data set that `sample` writes."""
@@ -225,8 +232,16 @@ class Workload(Protocol):
         """A caption and a picture (BGR uint8) for each record: what was there and what was predicted. No torch."""
         ...
 
-    def predict(self, run: Run, source: Path, settings: Any, facts: Facts) -> Iterator[Prediction]:
-        """Results for a file or a folder of raw inputs. No torch."""
+    def predict(self, run: Run, inputs: Iterable[RawInput], settings: Any, facts: Facts) -> Iterator[Prediction]:
+        """A result for each raw input, in order; one that cannot be read gives a result with an `error`. No torch."""
+        ...
+
+    def raw_input(self, record: Record, root: Path) -> RawInput:
+        """What a record was made of, as `predict` takes it; `root` is the folder that its paths start from.
+
+        Raises:
+            SlipwayError: when it is not there any more.
+        """
         ...
 
 

@@ -57,7 +57,9 @@ class Draws:
         """Each record's share of an epoch, in PARTS of a draw [n]; they sum to as many draws as there are records."""
         assert self.weights is not None
         parts = np.rint(self.weights / self.weights.sum() * self.num_records * PARTS).astype(np.int64)
-        parts[parts.argmax()] += self.num_records * PARTS - parts.sum()  # what rounding lost, less than a part for each record
+        parts[parts.argmax()] += (
+            self.num_records * PARTS - parts.sum()
+        )  # what rounding lost, less than a part for each record
         return parts
 
 

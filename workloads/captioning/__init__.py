@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts.pictures import PICTURES
+from contracts.raw import RawInput
 from contracts.workload import Card, Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Told
 from workloads.captioning.settings import CaptioningSettings
 
@@ -23,6 +25,7 @@ class Captioning:
 
     Settings = CaptioningSettings
     metric = Metric("cider")
+    raw = PICTURES
 
     def sources(self, settings: CaptioningSettings) -> Sequence[Source]:
         return settings.download.sources
@@ -116,10 +119,17 @@ class Captioning:
 
         return tell(run, records, settings, facts)
 
-    def predict(self, run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[Prediction]:
+    def predict(
+        self, run: Run, inputs: Iterable[RawInput], settings: CaptioningSettings, facts: Facts
+    ) -> Iterator[Prediction]:
         from workloads.captioning.predicting import predict
 
-        return predict(run, source, settings, facts)
+        return predict(run, inputs, settings, facts)
+
+    def raw_input(self, record: Record, root: Path) -> RawInput:
+        from workloads.captioning.pictures import content
+
+        return RawInput(record.key, content(root, record.inputs))
 
     def balance(self, records: Records, settings: CaptioningSettings) -> np.ndarray:
         from workloads.captioning.quality import weights

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from contracts.errors import SlipwayError
+from contracts.raw import RawInput
 from workloads.captioning.labels import shards
 
 # 400 MB as RGB: more than any camera takes, less than a bomb unpacks to. Pillow refuses at twice its own limit.
@@ -34,25 +35,33 @@ SWAPPED = (5, 6, 7, 8)
 
 
 def read(root: Path, inputs: Mapping[str, Any]) -> np.ndarray:
-    """The picture of a record, uint8 [height, width, 3], RGB.
+    """The picture of a record, uint8 [height, width, 3], RGB; `root` and `inputs` as `content` takes them.
+
+    Raises:
+        SlipwayError: when it is missing, cannot be decoded, or is not the one that was parsed.
+    """
+    return decoded(content(root, inputs), _place(root, inputs))
+
+
+def content(root: Path, inputs: Mapping[str, Any]) -> bytes:
+    """The file that the picture of a record is.
 
     `inputs` are the record's: "image" is a path below `root`, "row" the row of a parquet or Arrow file, -1 (or none) where
     the path is the picture itself. A row's neighbours stay in memory, so that reading rows in order decodes each part once.
 
     Raises:
-        SlipwayError: when it is missing, cannot be decoded, or is not the one ("sha256") that was parsed.
+        SlipwayError: when it is missing or is not the one ("sha256") that was parsed.
     """
     path, row = root / inputs["image"], inputs.get("row", -1)
-    if row < 0:
-        candidates, place = [_content(path)], str(path)
-    else:
-        candidates, place = [cell for cell in shards.cells_at(path, row) if cell], f"{path} row {row}"
+    candidates = [RawInput(path.name, path).read()] if row < 0 else [cell for cell in shards.cells_at(path, row) if cell]
     # Which of several columns of pictures was parsed is not in the record: the hash tells.
     wanted = inputs.get("sha256")
     for data in candidates:
         if wanted in (None, hashlib.sha256(data).hexdigest()):
-            return decoded(data, place)
-    raise SlipwayError(f"{place} does not hold the picture that was parsed: it has changed since; run parse again")
+            return data
+    raise SlipwayError(
+        f"{_place(root, inputs)} does not hold the picture that was parsed: it has changed since; run parse again"
+    )
 
 
 def decoded(data: bytes, place: str) -> np.ndarray:
@@ -103,8 +112,6 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SlipwayError(f"{path} cannot be read: {error.strerror}") from None
+def _place(root: Path, inputs: Mapping[str, Any]) -> str:
+    path, row = root / inputs["image"], inputs.get("row", -1)
+    return str(path) if row < 0 else f"{path} row {row}"

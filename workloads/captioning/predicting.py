@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contracts.errors import SlipwayError
-from contracts.pictures import listed
-from contracts.progress import Progress
+from contracts.raw import RawInput
 from contracts.records import Record, Records
 from contracts.workload import Facts, Measure, Run, Told
 from workloads.captioning import pictures
 from workloads.captioning.drawing import captioned, enlarged
 from workloads.captioning.generating import describe
-from workloads.captioning.labels.listing import PICTURE_SUFFIXES
 from workloads.captioning.scoring import quality_of
 from workloads.captioning.seeing import sized
 from workloads.captioning.words import Words
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaptioningPrediction:
-    """The caption of one picture. `name` is its path below the folder asked for; `error` says why there is none."""
+    """The caption of one picture. `name` is the raw input's; `error` says why there is none."""
 
     name: str
     caption: str
@@ -119,40 +116,34 @@ def tell(run: Run, records: Records, settings: CaptioningSettings, facts: Facts)
             yield Told(enlarged(image), record.targets["captions"], said.caption)
 
 
-def predict(run: Run, source: Path, settings: CaptioningSettings, facts: Facts) -> Iterator[CaptioningPrediction]:
-    """Captions for a picture, or for every picture in a folder and its folders, in the order of their names.
-
-    A file that is no picture comes as a prediction with an `error`; the others go on.
-
-    Raises:
-        SlipwayError: when `source` is missing or a folder without pictures.
-    """
-    files = listed(source, PICTURE_SUFFIXES)
-    root = source if source.is_dir() else source.parent
+def predict(
+    run: Run, inputs: Iterable[RawInput], settings: CaptioningSettings, facts: Facts
+) -> Iterator[CaptioningPrediction]:
+    """Captions for pictures, in order. What is no picture comes as a prediction with an `error`; the others go on."""
     words = Words(facts["tokenizer"])
-    with Progress("captioning", len(files), unit=" images") as progress:
-        for some in _batches(iter(files), settings.evaluate.batch_size):
-            yield from _predicted(run, some, root, settings, facts, words)
-            progress.advance(len(some))
+    for some in _batches(iter(inputs), settings.evaluate.batch_size):
+        yield from _predicted(run, some, settings, facts, words)
 
 
 def _predicted(
-    run: Run, files: Sequence[Path], root: Path, settings: CaptioningSettings, facts: Facts, words: Words
+    run: Run, inputs: Sequence[RawInput], settings: CaptioningSettings, facts: Facts, words: Words
 ) -> Iterator[CaptioningPrediction]:
-    seen: list[np.ndarray | str] = []
-    for file in files:
-        try:
-            seen.append(pictures.read(file.parent, {"image": file.name, "row": -1}))
-        except SlipwayError as error:
-            seen.append(str(error))
+    seen = [_seen(raw) for raw in inputs]
     images = [one for one in seen if isinstance(one, np.ndarray)]
     spoken = iter(say(run, images, settings, facts, words) if images else [])
-    for file, one in zip(files, seen, strict=True):
-        name = file.relative_to(root).as_posix()
+    for raw, one in zip(inputs, seen, strict=True):
         if isinstance(one, str):
-            yield CaptioningPrediction(name, "", np.zeros((0, 0, 3), np.uint8), one)
+            yield CaptioningPrediction(raw.name, "", np.zeros((0, 0, 3), np.uint8), one)
         else:
-            yield CaptioningPrediction(name, next(spoken).caption, one)
+            yield CaptioningPrediction(raw.name, next(spoken).caption, one)
+
+
+def _seen(raw: RawInput) -> np.ndarray | str:
+    """The picture, or why it cannot be read."""
+    try:
+        return pictures.decoded(raw.read(), raw.place)
+    except SlipwayError as error:
+        return str(error)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 import numpy as np
 
@@ -15,11 +19,7 @@ class Words:
     """A tokenizer in its library's own JSON, and `end`, the token that ends a caption."""
 
     def __init__(self, described: Mapping[str, Any]) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_str(described["json"])
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = _opened(described["json"])
         self.end: int = described["end"]
 
     def ids(self, caption: str, *, longest: int) -> list[int]:
@@ -34,3 +34,14 @@ class Words:
     def text(self, ids: Sequence[int]) -> str:
         """The words of tokens, without special ones."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+@lru_cache(maxsize=2)
+def _opened(described: str) -> Tokenizer:
+    """The tokenizer of that JSON. Opening a large one takes longer than a caption does."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(described)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts.pictures import PICTURES
+from contracts.raw import RawInput
 from contracts.workload import Card, Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
 from workloads.segmentation.settings import SegmentationSettings
 
@@ -23,6 +25,7 @@ class Segmentation:
 
     Settings = SegmentationSettings
     metric = Metric("mask_map50_95")
+    raw = PICTURES
 
     def sources(self, settings: SegmentationSettings) -> Sequence[Source]:
         return settings.download.sources
@@ -97,10 +100,15 @@ class Segmentation:
 
         return gallery(run, records, settings, facts["classes"])
 
-    def predict(self, run: Run, source: Path, settings: SegmentationSettings, facts: Facts) -> Iterator[Prediction]:
+    def predict(
+        self, run: Run, inputs: Iterable[RawInput], settings: SegmentationSettings, facts: Facts
+    ) -> Iterator[Prediction]:
         from workloads.segmentation.predicting import predict
 
-        return predict(run, source, settings, facts["classes"])
+        return predict(run, inputs, settings, facts["classes"])
+
+    def raw_input(self, record: Record, root: Path) -> RawInput:
+        return RawInput(record.key, root / record.inputs["image"])
 
 
 WORKLOAD = Segmentation()

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from contracts.errors import SlipwayError
+from contracts.raw import RawInput
 from workloads.segmentation.decoding import Instances, decode
 from workloads.segmentation.letterbox import Letterbox
 
@@ -122,22 +123,19 @@ def _load(item: Item, read: Callable[[Item], np.ndarray], size: int) -> _Loaded[
     return _Loaded(item, picture, geometry, geometry.apply(picture))
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_raw(raw: RawInput) -> np.ndarray:
     """A picture as uint8 [height, width, 3], BGR, turned as its EXIF data ask.
 
     Raises:
-        SlipwayError: when the file is missing or cannot be decoded.
+        SlipwayError: when it cannot be read or decoded.
     """
-    try:
-        data = np.fromfile(path, np.uint8)  # and not cv2.imread, which prints its own complaints
-    except OSError as error:
-        raise SlipwayError(f"{path} cannot be read: {error.strerror}") from None
+    data = np.frombuffer(raw.read(), np.uint8)  # and not cv2.imread, which prints its own complaints
     try:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error as error:  # more pixels than OpenCV agrees to hold, for one
-        raise SlipwayError(f"{path} cannot be decoded: {error.err}") from None
+        raise SlipwayError(f"{raw.place} cannot be decoded: {error.err}") from None
     if picture is None:
-        raise SlipwayError(f"{path} is not an image that OpenCV can decode ({data.size:,} bytes)")
+        raise SlipwayError(f"{raw.place} is not an image that OpenCV can decode ({data.size:,} bytes)")
     return picture
 
 
@@ -148,7 +146,7 @@ def read_record(root: Path, record: Record) -> np.ndarray:
         SlipwayError: when it is gone, cannot be decoded or has another size than when it was parsed.
     """
     path = root / record.inputs["image"]
-    picture = read_picture(path)
+    picture = read_raw(RawInput(record.key, path))
     size, parsed = (picture.shape[1], picture.shape[0]), (record.inputs["width"], record.inputs["height"])
     if size != parsed:
         raise SlipwayError(

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contracts.errors import SlipwayError
-from contracts.pictures import listed
-from contracts.progress import Progress
 from workloads.segmentation.decoding import Instances
 from workloads.segmentation.drawing import GALLERY_SIDE, Drawn, beside, overlay
 from workloads.segmentation.masks import filled
-from workloads.segmentation.pictures import Seen, look, read_picture, read_record
+from workloads.segmentation.pictures import Seen, look, read_raw, read_record
 from workloads.segmentation.scoring import predictions_of, quality, truths_of
 
 if TYPE_CHECKING:
+    from contracts.raw import RawInput
     from contracts.records import Record, Records
     from contracts.workload import Run
     from workloads.segmentation.settings import SegmentationSettings
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm"})
-
 
 @dataclass(frozen=True)
 class SegmentationPrediction:
-    """The objects of one picture. `name` is its path below the folder asked for; `error` says why there is no result."""
+    """The objects of one picture. `name` is the raw input's; `error` says why there is no result."""
 
     name: str
     classes: Sequence[str]
@@ -76,33 +72,12 @@ class SegmentationPrediction:
 
 
 def predict(
-    run: Run, source: Path, settings: SegmentationSettings, classes: Sequence[str]
+    run: Run, inputs: Iterable[RawInput], settings: SegmentationSettings, classes: Sequence[str]
 ) -> Iterator[SegmentationPrediction]:
-    """Predictions for a picture, or for every picture in a folder and its folders, in the order of their names.
-
-    A file that is no picture comes as a prediction with an `error`; the others go on.
-
-    Raises:
-        SlipwayError: when `source` is missing or a folder without pictures.
-    """
-    files = listed(source, SUFFIXES)
-    root = source if source.is_dir() else source.parent
-    how = settings.evaluate
-    with Progress("predicting", len(files), unit=" images") as progress:
-        for seen in look(
-            run,
-            files,
-            read_picture,
-            how,
-            size=settings.train.image_size,
-            confidence=how.shown,
-            many_labels=False,
-            skip_unreadable=True,
-        ):
-            yield SegmentationPrediction(
-                seen.item.relative_to(root).as_posix(), classes, seen.picture, covering(seen.found), seen.error
-            )
-            progress.advance()
+    """Predictions for pictures, in order. What is no picture comes as a prediction with an `error`; the others go on."""
+    how, size = settings.evaluate, settings.train.image_size
+    for seen in look(run, inputs, read_raw, how, size=size, confidence=how.shown, many_labels=False, skip_unreadable=True):
+        yield SegmentationPrediction(seen.item.name, classes, seen.picture, covering(seen.found), seen.error)
 
 
 def covering(found: Instances) -> Instances:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from contracts.errors import SlipwayError
 from contracts.records import Record
+from contracts.workload import load
 from workloads.captioning.labels import parse, shards
 from workloads.captioning.labels.looking import look_at
 from workloads.captioning.pictures import read
@@ -178,3 +179,14 @@ def test_more_pixels_than_any_camera_takes_are_not_unpacked(tmp_path: Path, monk
 
 
 # Pictures of a folder
+
+
+def test_the_file_that_a_record_s_picture_is_comes_from_folders_and_from_rows_of_shards(tmp_path: Path) -> None:
+    path = saved(colour(3), tmp_path / "raw" / "a.png")
+    record = Record("a", "", {"image": "a.png", "row": -1}, {})
+    raw = load("captioning").raw_input(record, path.parent)
+    assert (raw.name, raw.read()) == ("a", path.read_bytes())
+    cells = [{"bytes": saved(colour(number), tmp_path / f"{number}.png").read_bytes()} for number in range(3)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "raw" / "some.parquet")
+    raw = load("captioning").raw_input(Record("b", "", {"image": "some.parquet", "row": 2}, {}), path.parent)
+    assert raw.read() == cells[2]["bytes"]

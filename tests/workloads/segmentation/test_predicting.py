@@ -11,6 +11,8 @@ import pytest
 from faster_coco_eval import mask as coco
 
 from contracts.errors import SlipwayError
+from contracts.pictures import PICTURES
+from contracts.raw import RawInput
 from serving.runtime import open_run
 from tests.serving.stand_in import CLASSES, SCORE, picture, write_artifact, write_picture
 from tests.workloads.segmentation.test_scoring import SETTINGS, rectangle, write
@@ -26,7 +28,7 @@ def run(tmp_path: Path):
 
 def test_a_prediction_is_json_with_its_mask_as_outline_and_as_run_lengths(run: Any, tmp_path: Path) -> None:
     path = write_picture(tmp_path / "one.png", picture(64, 64, green=(8, 8, 32, 40)))
-    [found] = predict(run, path, SETTINGS, CLASSES)
+    [found] = predict(run, PICTURES.listed(path), SETTINGS, CLASSES)
     value = json.loads(json.dumps(found.json()))
     assert {key: value[key] for key in ("image", "width", "height")} == {"image": "one.png", "width": 64, "height": 64}
     [thing] = value["objects"]
@@ -43,7 +45,7 @@ def test_a_folder_is_searched_through_in_order_and_names_are_relative(run: Any, 
     for name in ("b.png", "a/z.JPG", "a/deep/y.png", ".hidden/x.png"):
         write_picture(tmp_path / "photos" / name, picture(80, 50, red=(8, 8, 32, 40)))
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
-    found = list(predict(run, tmp_path / "photos", SETTINGS, CLASSES))
+    found = list(predict(run, PICTURES.listed(tmp_path / "photos"), SETTINGS, CLASSES))
     assert [one.name for one in found] == ["a/deep/y.png", "a/z.JPG", "b.png"]
     assert [len(one.json()["objects"]) for one in found] == [1, 1, 1]
 
@@ -54,7 +56,7 @@ def test_a_file_that_is_no_picture_is_told_and_the_others_go_on(run: Any, tmp_pa
         write_picture(folder / name, picture(64, 64, red=(8, 8, 32, 40)))
     (folder / "b.png").write_bytes(b"not a picture")
     (folder / "d.png").write_bytes(b"")
-    found = list(predict(run, folder, SETTINGS, CLASSES))
+    found = list(predict(run, PICTURES.listed(folder), SETTINGS, CLASSES))
     assert [one.error is None for one in found] == [True, False, True, False]
     assert found[1].json() == {"image": "b.png", "error": found[1].error}
     assert "b.png is not an image" in str(found[1].error)
@@ -66,33 +68,33 @@ def test_a_folder_of_nothing_but_broken_pictures_gives_nothing_but_errors(run: A
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"\x89PNG")
-    assert [bool(one.error) for one in predict(run, folder, SETTINGS, CLASSES)] == [True]
+    assert [bool(one.error) for one in predict(run, PICTURES.listed(folder), SETTINGS, CLASSES)] == [True]
 
 
 def test_a_missing_or_empty_source_is_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(SlipwayError, match="nowhere does not exist"):
-        list(predict(run, tmp_path / "nowhere", SETTINGS, CLASSES))
+        list(predict(run, PICTURES.listed(tmp_path / "nowhere"), SETTINGS, CLASSES))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SlipwayError, match=r"empty holds no pictures \(\.bmp"):
-        list(predict(run, tmp_path / "empty", SETTINGS, CLASSES))
+        list(predict(run, PICTURES.listed(tmp_path / "empty"), SETTINGS, CLASSES))
 
 
 def test_nothing_below_the_shown_confidence_is_predicted(run: Any, tmp_path: Path) -> None:
     path = write_picture(tmp_path / "one.png", picture(64, 64, green=(8, 8, 32, 40)))
     strict = SETTINGS.model_copy(update={"evaluate": SETTINGS.evaluate.model_copy(update={"shown": 0.95})})
-    [found] = predict(run, path, strict, CLASSES)
+    [found] = predict(run, PICTURES.listed(path), strict, CLASSES)
     assert found.json()["objects"] == []
 
 
 def test_grey_and_transparent_pictures_are_pictures_too(run: Any, tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "grey.png", np.full((40, 60), 200, np.uint8))
     write_picture(tmp_path / "in" / "see_through.png", np.full((40, 60, 4), 200, np.uint8))
-    assert [one.error for one in predict(run, tmp_path / "in", SETTINGS, CLASSES)] == [None, None]
+    assert [one.error for one in predict(run, PICTURES.listed(tmp_path / "in"), SETTINGS, CLASSES)] == [None, None]
 
 
 def test_a_small_overlay_is_enlarged_and_shows_the_object_s_colour(run: Any, tmp_path: Path) -> None:
     path = write_picture(tmp_path / "one.png", picture(64, 48, green=(16, 8, 40, 40)))
-    [found] = predict(run, path, SETTINGS, CLASSES)
+    [found] = predict(run, PICTURES.listed(path), SETTINGS, CLASSES)
     drawn, plain = found.draw(), overlay(found.picture, [])
     assert drawn.shape == (48 * 6, 64 * 6, 3)
     changed = (drawn != plain).any(2)
@@ -128,3 +130,13 @@ def test_the_gallery_shows_truth_beside_prediction_with_a_caption(run: Any, tmp_
     assert small.shape == (384 + 28, 2 * 384 + 6, 3)
     assert wide.shape == (320 + 28, 2 * 640 + 6, 3)
     assert small.dtype == np.uint8
+
+
+def test_a_picture_in_memory_is_predicted_as_the_file_is(run: Any, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "one.png", picture(64, 64, green=(8, 8, 32, 40)))
+    inputs = [RawInput("one.png", path.read_bytes()), RawInput("two.png", b"no picture")]
+    held, broken = predict(run, inputs, SETTINGS, CLASSES)
+    [read] = predict(run, PICTURES.listed(path), SETTINGS, CLASSES)
+    assert held.json() == read.json()
+    assert (held.draw() == read.draw()).all()
+    assert broken.error == "two.png is not an image that OpenCV can decode (10 bytes)"

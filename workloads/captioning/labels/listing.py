@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from contracts.errors import SlipwayError
-from contracts.pictures import walk
+from contracts.pictures import PICTURES, walk
 from workloads.captioning.labels.said import UNDECODABLE, Unusable, decodable, kind
 from workloads.captioning.labels.splits import split_in_path
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm"})
+PICTURE_SUFFIXES = PICTURES.suffixes
 LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow"})
 _ADDRESS, _DRIVE = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE), re.compile(r"[a-z]:", re.IGNORECASE)
 _ABOVE = re.compile(r"^(\.\./)+")
