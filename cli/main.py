@@ -17,6 +17,7 @@ VERBS = {
     "run": "Run a workload's whole pipeline; what has not changed is skipped.",
     "predict": "Predict with the published model.",
     "caption": "Write captions for a folder of pictures.",
+    "serve": "Serve the published model: a page to drop pictures on, and a web service.",
     "use": "Write a preset of a workload into params.yaml.",
     "plan": "Show a workload's training plan with its reasons, or measure it.",
     "quality": "Report on the quality of the parsed data: duplicates, lengths, balance, rare things.",
