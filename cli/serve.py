@@ -8,23 +8,22 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+import uvicorn
 
 from cli.predict import newest_model, settings_of_artifact, shown_from
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.pictures import PICTURES
 from contracts.raw import RawInput
-from contracts.records import Records
-from contracts.workload import load, names
+from contracts.records import Record, Records
+from contracts.workload import Workload, load, names
 from serving.runtime import Artifact, open_run
+from serving.service import Model, make_app
+from serving.uploads import Limits
 from tasks.stage import folder
-
-if TYPE_CHECKING:
-    from contracts.records import Record
-    from contracts.workload import Workload
 
 HERE = ("127.0.0.1", "localhost", "::1")
 NUM_EXAMPLES = 8
@@ -57,27 +56,15 @@ def serve(
     """Serve a published model: a page to drop pictures on, and POST /predict for programs. Ctrl+C ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    artifact = Artifact.read(find_model(model))
-    workload = load(artifact.workload)
-    if workload.raw != PICTURES:
-        raise SlipwayError(
-            f"{artifact.folder} is a model for {artifact.workload}, which takes {workload.raw.name}: "
-            f"the page is for {PICTURES.name}; slipway predict runs it"
-        )
-    settings = shown_from(settings_of_artifact(artifact), confidence)
-    listener = listen(host, port)
+    opened, listener = open_model(find_model(model), confidence, threads), listen(host, port)
     alone = host in HERE
-    import uvicorn
-
-    from serving.service import Model, make_app
-    from serving.uploads import Limits
-
     app = make_app(
-        Model(workload, settings, open_run(artifact.folder, threads=threads)),
+        opened,
         limits=Limits(round(max_megabytes * 1e6), round(max_megapixels * 1e6)),
-        examples=examples_of(artifact, workload) if examples or (examples is None and alone) else (),
+        examples=examples_of(opened) if examples or (examples is None and alone) else (),
         hosts=HERE if alone else ("*",),
     )
+    artifact = opened.run.artifact
     print(
         f"{artifact.workload} model {artifact.folder} ({artifact.recipe}) at {address(listener)}; Ctrl+C ends it", flush=True
     )
@@ -106,6 +93,25 @@ def find_model(named: str | None) -> Path:
     return Path(named)
 
 
+def open_model(folder: Path, confidence: float | None, threads: int | None) -> Model:
+    """The model in a folder, ready to be asked.
+
+    Raises:
+        SlipwayError: when it is broken, does not take pictures, or has no confidence to set.
+    """
+    artifact = Artifact.read(folder)
+    workload = load(artifact.workload)
+    if workload.raw != PICTURES:
+        raise SlipwayError(
+            f"{folder} is a model for {artifact.workload}, which takes {workload.raw.name}: "
+            f"the page is for {PICTURES.name}; `slipway predict` runs it"
+        )
+    settings = shown_from(settings_of_artifact(artifact), confidence)
+    model = Model(workload, settings, open_run(folder, threads=threads))
+    model.warm_up()
+    return model
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there.
 
@@ -128,20 +134,21 @@ def address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def examples_of(artifact: Artifact, workload: Workload) -> list[RawInput]:
+def examples_of(model: Model) -> list[RawInput]:
     """Some pictures of the test split, evenly spread over it, where the data that the model was made of lies here.
 
     Its facts tell whether it is that data; only pictures that browsers show are taken.
     """
-    parsed, raw = folder("parse", artifact.workload), folder("download", artifact.workload) / "raw"
-    if not (parsed / "records.arrow").is_file() or not raw.is_dir():
+    artifact = model.run.artifact
+    parsed, root = folder("parse", artifact.workload), folder("download", artifact.workload) / "raw"
+    if not (parsed / "records.arrow").is_file() or not root.is_dir():
         return []
     if any(artifact.facts.get(key) != value for key, value in read_json(parsed / "facts.json").items()):
         return []
-    records = Records.open(parsed, root=raw).split("test")
-    step = max(1, len(records) // NUM_EXAMPLES)
-    some = (records[index] for index in range(0, len(records), step))
-    return [one for record in some if (one := held(record, raw, workload))][:NUM_EXAMPLES]
+    records = Records.open(parsed, root=root).split("test")
+    some = range(0, len(records), max(1, len(records) // NUM_EXAMPLES))
+    found = (held(records[index], root, model.workload) for index in some)
+    return [one for one in found if one is not None][:NUM_EXAMPLES]
 
 
 def held(record: Record, root: Path, workload: Workload) -> RawInput | None:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
@@ -54,6 +56,17 @@ class Model:
         """The result for one raw input."""
         [result] = self.workload.predict(self.run, [raw], self.settings, self.run.artifact.facts)
         return result
+
+    def warm_up(self) -> None:
+        """Predict once from nothing to see, so that the first client neither waits for imports nor finds a broken model.
+
+        Raises:
+            SlipwayError: when the model cannot predict.
+        """
+        file = BytesIO()
+        Image.new("RGB", (64, 48)).save(file, "PNG")
+        if error := self.predict(RawInput("warm-up", file.getvalue())).error:
+            raise SlipwayError(f"{self.run.artifact.folder} cannot predict from a picture: {error}")
 
 
 def make_app(model: Model, *, limits: Limits, examples: Sequence[RawInput] = (), hosts: Sequence[str] = ("*",)) -> FastAPI:

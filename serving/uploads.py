@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
 from collections.abc import Set
@@ -24,17 +25,20 @@ MOST_PARTS, MOST_HEAD, MOST_NAME = 16, 4096, 200
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest upload in bytes, and the largest picture in pixels, whatever the bytes it is packed into."""
+    """The largest upload in bytes, the largest picture in pixels, whatever the bytes it is packed into, and the seconds that
+    an upload may take: one that never ends would hold its place for ever."""
 
     bytes: int
     pixels: int
+    seconds: float = 120
 
 
 async def received(request: Request, limits: Limits, *, name: str) -> RawInput:
     """The picture in a request: its body, or the first file of its form. `name` is what a bare body is called.
 
     Raises:
-        HTTPException: 413 when it is too large, 415 when the body is of another type, 422 when there is no picture in it.
+        HTTPException: 408 when it does not come, 413 when it is too large, 415 when it is of another type, 422 when it is empty
+            or no file is in its form.
     """
     header = request.headers.get("content-type", BARE[0])
     kind = header.partition(";")[0].strip().lower()
@@ -42,7 +46,11 @@ async def received(request: Request, limits: Limits, *, name: str) -> RawInput:
         raise HTTPException(
             415, f"{shown(kind)} is no picture: send one as it is (image/jpeg, {BARE[0]}) or as a file in a form ({FORM})"
         )
-    body = await read_body(request, limits.bytes)
+    try:
+        async with asyncio.timeout(limits.seconds):
+            body = await read_body(request, limits.bytes)
+    except TimeoutError:
+        raise HTTPException(408, f"the upload was not there after {limits.seconds:g} seconds: send it again") from None
     raw = first_file(body, header) if kind == FORM else RawInput(shown(name) or "picture", body)
     if not raw.read():
         raise HTTPException(422, f"{raw.name} is empty: send the bytes of a picture")

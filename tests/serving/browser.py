@@ -31,9 +31,7 @@ class Tab:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The answer to a command of the protocol; requests and complaints that are heard meanwhile are kept."""
         number = next(self._numbers)
-        self._socket.send(
-            json.dumps({"id": number, "sessionId": self._session, "method": method, "params": params})
-        )
+        self._socket.send(json.dumps({"id": number, "sessionId": self._session, "method": method, "params": params}))
         while True:
             message = json.loads(self._socket.recv(timeout=SECONDS))
             if message.get("id") == number:
@@ -46,6 +44,7 @@ class Tab:
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=address)
+        self.until(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript comes to."""
@@ -69,7 +68,9 @@ class Tab:
 
     def drop(self, selector: str, file: Path) -> None:
         """Drag a file from outside into the middle of an element."""
-        box = self.value(f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(document.querySelector({selector!r}).getBoundingClientRect())")
+        box = self.value(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=box[0], y=box[1], data=data)
@@ -77,7 +78,9 @@ class Tab:
     def picture(self, path: Path, *, width: int, height: int, dark: bool = False) -> Path:
         """A screenshot of a window of that size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        )
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return path
 
