@@ -68,8 +68,15 @@ def serve(
     print(
         f"{artifact.workload} model {artifact.folder} ({artifact.recipe}) at {address(listener)}; Ctrl+C ends it", flush=True
     )
-    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listener])
+    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False)
+    Server(config).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """One that does not wait for its clients when it is told to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        leave(sig, frame)
 
 
 def leave(signal_number: int, frame: FrameType | None) -> None:

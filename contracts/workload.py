@@ -153,7 +153,7 @@ class Prediction(Protocol):
 
 
 class Workload(Protocol):
-    """One kind of training job. Its folder exports an instance named WORKLOAD.
+    """One kind of training job. Its folder exports an instance named WORKLOAD. `raw` is what it predicts from.
 
     `facts` is what `facts()` gave after parsing (class names, for one) and, after that, `prepare()`: known only once the data
     is there.

@@ -20,6 +20,8 @@ HEAVY = {
     "onnxruntime",
     "pandas",
     "matplotlib",
+    "fastapi",
+    "uvicorn",
 }
 
 
@@ -52,6 +54,11 @@ def test_serving_imports_no_torch() -> None:
 
 def test_the_verbs_are_listed_without_importing_what_they_need() -> None:
     assert not loaded("from cli.main import app\ntry: app(['--help'])\nexcept SystemExit: pass") & HEAVY
+
+
+def test_only_the_verb_that_serves_imports_a_web_server() -> None:
+    verbs = [name for name in modules("cli") if name != "cli.serve"]
+    assert not loaded(f"import {', '.join(verbs)}") & {"fastapi", "starlette", "uvicorn"}
 
 
 @pytest.mark.parametrize("room", ["contracts", "engine", "serving", "workloads", "tasks", "flows", "cli"])

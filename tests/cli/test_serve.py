@@ -263,7 +263,7 @@ def test_a_signal_ends_it_at_once_and_well_though_an_upload_is_under_way(project
     with serving(command(), project) as running, socket.create_connection(("127.0.0.1", running.port)) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nsome")
         assert running.post(GREEN).status == 200
-        assert running.end(how)[0] == 0
+        assert running.end(how) == (0, "", "")
 
 
 def test_a_taken_port_is_an_error_that_names_the_way_out(server: Server, project: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SECONDS = 60
@@ -23,7 +24,7 @@ SECONDS = 60
 class Tab:
     """One tab of a browser."""
 
-    def __init__(self, socket: ClientConnection, session: str) -> None:
+    def __init__(self, socket: Connection, session: str) -> None:
         self._socket, self._session, self._numbers = socket, session, count(1)
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -106,24 +107,19 @@ def browser(folder: Path) -> Iterator[Tab]:
     )
     try:
         with connect(f"ws://127.0.0.1:{_address(profile, running)}", max_size=None, compression=None) as socket:
-            found = Tab(socket, "")
-            socket.send(json.dumps({"id": 0, "method": "Target.createTarget", "params": {"url": "about:blank"}}))
-            target = _reply(socket, 0)["targetId"]
-            socket.send(
-                json.dumps({"id": 0, "method": "Target.attachToTarget", "params": {"targetId": target, "flatten": True}})
-            )
-            found = Tab(socket, _reply(socket, 0)["sessionId"])
-            yield found
+            target = _reply(socket, "Target.createTarget", url="about:blank")["targetId"]
+            yield Tab(socket, _reply(socket, "Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
     finally:
         running.terminate()
         running.wait(SECONDS)
 
 
-def _reply(socket: ClientConnection, number: int) -> dict[str, Any]:
-    while True:
-        message = json.loads(socket.recv(timeout=SECONDS))
-        if message.get("id") == number:
-            return message["result"]
+def _reply(socket: Connection, method: str, **params: Any) -> dict[str, Any]:
+    """The answer to a command for the browser itself."""
+    socket.send(json.dumps({"id": 0, "method": method, "params": params}))
+    while "id" not in (message := json.loads(socket.recv(timeout=SECONDS))):
+        pass
+    return message["result"]
 
 
 def _address(profile: Path, running: subprocess.Popen[bytes]) -> str:

@@ -59,7 +59,7 @@ class Server:
         return found
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def post(self, data: bytes, kind: str = "application/octet-stream", path: str = "/predict", **headers: str) -> Answer:
         return self.ask("POST", path, data, Content_Type=kind, **headers)
