@@ -62,7 +62,7 @@ def serve(
         opened,
         limits=Limits(round(max_megabytes * 1e6), round(max_megapixels * 1e6)),
         examples=examples_of(opened) if examples or (examples is None and alone) else (),
-        hosts=HERE if alone else ("*",),
+        hosts=(*HERE, "[::1]") if alone else ("*",),
     )
     artifact = opened.run.artifact
     print(

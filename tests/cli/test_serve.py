@@ -196,7 +196,8 @@ def test_other_addresses_and_methods_are_refused(server: Server) -> None:
     ]
     assert server.get("/openapi.json").json["paths"].keys() == {"/health", "/model", "/examples/{number}", "/predict"}
     assert server.get("/health", Host="evil.example").status == 400, "a page elsewhere could rebind its name to this address"
-    assert server.get("/health", Host=f"localhost:{server.port}").status == 200
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        assert server.get("/health", Host=f"{host}:{server.port}").status == 200
 
 
 def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) -> None:
