@@ -56,7 +56,7 @@ def serve(
     """Serve a published model: a page to drop pictures on, and POST /predict for programs. Ctrl+C ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    opened, listener = open_model(find_model(model), confidence, threads), listen(host, port)
+    listener, opened = listen(host, port), open_model(find_model(model), confidence, threads)
     alone = host in HERE
     app = make_app(
         opened,
@@ -100,21 +100,21 @@ def find_model(named: str | None) -> Path:
     return Path(named)
 
 
-def open_model(folder: Path, confidence: float | None, threads: int | None) -> Model:
+def open_model(path: Path, confidence: float | None, threads: int | None) -> Model:
     """The model in a folder, ready to be asked.
 
     Raises:
         SlipwayError: when it is broken, does not take pictures, or has no confidence to set.
     """
-    artifact = Artifact.read(folder)
+    artifact = Artifact.read(path)
     workload = load(artifact.workload)
     if workload.raw != PICTURES:
         raise SlipwayError(
-            f"{folder} is a model for {artifact.workload}, which takes {workload.raw.name}: "
+            f"{path} is a model for {artifact.workload}, which takes {workload.raw.name}: "
             f"the page is for {PICTURES.name}; `slipway predict` runs it"
         )
     settings = shown_from(settings_of_artifact(artifact), confidence)
-    model = Model(workload, settings, open_run(folder, threads=threads))
+    model = Model(workload, settings, open_run(path, threads=threads))
     model.warm_up()
     return model
 

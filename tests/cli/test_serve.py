@@ -85,6 +85,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_it_says_what_it_serves_and_where(server: Server) -> None:
     assert server.said.startswith("segmentation model registry/colours/v1 (fp32) at http://127.0.0.1:")
     assert server.get("/health").json == {"status": "ok"}
@@ -102,6 +103,7 @@ def test_it_says_what_it_serves_and_where(server: Server) -> None:
     assert (told["threads"], told["providers"], told["examples"]) == (1, ["CPUExecutionProvider"], [])
 
 
+@pytest.mark.slow
 def test_the_values_are_those_of_slipway_predict_however_the_picture_is_sent(
     server: Server, project: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_the_values_are_those_of_slipway_predict_however_the_picture_is_sent(
     assert (drawn.headers["content-type"], drawn.body[:2]) == ("image/jpeg", b"\xff\xd8")
 
 
+@pytest.mark.slow
 def test_a_turned_photograph_comes_upright(server: Server) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -134,6 +137,7 @@ def test_a_turned_photograph_comes_upright(server: Server) -> None:
     assert (found["width"], found["height"]) == (80, 120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"])
 def test_every_format_that_predict_lists_is_taken(server: Server, kind: str) -> None:
     found = server.post(encoded(picture(120, 80, green=(8, 8, 64, 40)), kind))
@@ -141,6 +145,7 @@ def test_every_format_that_predict_lists_is_taken(server: Server, kind: str) -> 
     assert [one["class"] for one in found.json["objects"]] == ["green"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "kind", "status", "said"),
     [
@@ -174,6 +179,7 @@ def test_what_cannot_be_used_is_refused_with_its_cause(
     assert server.post(GREEN).status == 200
 
 
+@pytest.mark.slow
 def test_a_name_is_given_back_as_text_without_its_folders(server: Server) -> None:
     for name, told in {
         "<img src=x onerror=alert(1)>.png": "<img src=x onerror=alert(1)>.png",
@@ -186,6 +192,7 @@ def test_a_name_is_given_back_as_text_without_its_folders(server: Server) -> Non
         assert found.json["image"] == told
 
 
+@pytest.mark.slow
 def test_other_addresses_and_methods_are_refused(server: Server) -> None:
     assert [server.get(path).status for path in ("/docs", "/redoc", "/predictions", "/examples/0", "/predict")] == [
         404,
@@ -200,6 +207,7 @@ def test_other_addresses_and_methods_are_refused(server: Server) -> None:
         assert server.get("/health", Host=f"{host}:{server.port}").status == 200
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) -> None:
     page = server.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -218,6 +226,7 @@ def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) 
     assert set(re.findall(r'fetch\([`"](\w+)', text)) == {"model", "examples", "predict"}
 
 
+@pytest.mark.slow
 def test_many_at_once_are_answered_or_told_to_come_back(server: Server) -> None:
     with ThreadPoolExecutor(24) as clients:
         found = list(clients.map(lambda _: server.post(GREEN), range(96)))
@@ -230,6 +239,7 @@ def test_many_at_once_are_answered_or_told_to_come_back(server: Server) -> None:
     assert server.post(GREEN).status == 200
 
 
+@pytest.mark.slow
 def test_nothing_is_written_to_disk(server: Server, project: Path) -> None:
     # More than the megabyte from which on Starlette's forms go to disk, so with a server that takes it.
     noise = encoded(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8))
@@ -240,6 +250,7 @@ def test_nothing_is_written_to_disk(server: Server, project: Path) -> None:
         assert sorted(path.relative_to(project) for path in project.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_midway_harms_nobody(server: Server) -> None:
     for _ in range(MOST_AT_ONCE + 2):
         with socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -259,6 +270,7 @@ def test_an_upload_that_never_ends_is_given_up() -> None:
     assert raised.value.status_code == 408
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_at_once_and_well_though_an_upload_is_under_way(project: Path, how: signal.Signals) -> None:
     with serving(command(), project) as running, socket.create_connection(("127.0.0.1", running.port)) as client:
@@ -267,6 +279,7 @@ def test_a_signal_ends_it_at_once_and_well_though_an_upload_is_under_way(project
         assert running.end(how) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_an_error_that_names_the_way_out(server: Server, project: Path) -> None:
     program = [word if word != "0" else str(server.port) for word in command()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -282,6 +295,7 @@ def test_a_host_that_is_not_this_machine_s_is_an_error() -> None:
         serve.listen("192.0.2.1", 0)
 
 
+@pytest.mark.slow
 def test_the_server_has_not_imported_torch(project: Path) -> None:
     code = (
         "import os, sys; from cli import serve; from cli.main import app\n"
@@ -315,6 +329,7 @@ def test_a_workload_that_takes_no_pictures_is_refused_by_what_it_takes(
         serve.open_model(project / "registry" / "colours" / "v1", None, 1)
 
 
+@pytest.mark.slow
 def test_the_confidence_can_be_set(project: Path) -> None:
     with serving(command("--confidence", "0.95"), project) as running:
         assert running.post(GREEN).json["objects"] == []
@@ -366,6 +381,7 @@ def project_with_data(project: Path, scenes: Scenes, tmp_path: Path, monkeypatch
     return tmp_path
 
 
+@pytest.mark.slow
 def test_pictures_of_the_test_split_are_offered_where_the_model_s_own_data_lies(project_with_data: Path) -> None:
     with serving(command("segmentation"), project_with_data) as running:
         names = running.get("/model").json["examples"]
@@ -378,6 +394,7 @@ def test_pictures_of_the_test_split_are_offered_where_the_model_s_own_data_lies(
         assert running.post(first.body).status == 200
 
 
+@pytest.mark.slow
 def test_other_machines_are_shown_no_pictures_and_neither_is_anybody_from_other_data(project_with_data: Path) -> None:
     with serving(command("--host", "0.0.0.0"), project_with_data) as running:
         assert running.get("/model", Host="somewhere").json["examples"] == []
