@@ -163,6 +163,20 @@ def test_what_was_said_before_training_and_after_it_is_a_table(complete: Path) -
     assert "What was said before training is not known: gone" in Page(html).text and "not known: gone" in markdown
 
 
+def test_notes_on_the_scores_and_the_layout_for_other_tools_are_shown(complete: Path) -> None:
+    assert not any("laid out for other tools" in text for text in rendered())
+    scores, parity = (
+        Path("data") / stage / NAME / name
+        for stage, name in (("evaluate", "details/scores.json"), ("export", "parity.json"))
+    )
+    write_json(scores, {**read_json(scores), "notes": [f"no CLIP {EVIL}"]})
+    found = read_json(parity)
+    write_json(parity, {**found, "layout": {**found["metric"], "onnx": 0.8765, "files": ["elsewhere/model.onnx"]}})
+    html, markdown = rendered()
+    assert f"no CLIP {EVIL}" in Page(html).text and "no CLIP" in markdown and "<script" not in html + markdown
+    assert "(elsewhere/model.onnx) scores 0.8765" in Page(html).text and "scores 0.8765, called" in markdown
+
+
 def test_a_workload_that_tells_nothing_has_no_such_table(complete: Path) -> None:
     assert not any("Before training" in text for text in rendered())
 
