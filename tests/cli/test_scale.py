@@ -106,7 +106,7 @@ def test_the_command_times_each_layout_once_and_says_what_cannot_be_seen(
     monkeypatch.setattr(hardware_module, "detect", lambda: two_cores)
     monkeypatch.setattr(trial, "run_trial", timer)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 80.0)
-    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=16, ghost_batch=2)
+    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=32, ghost_batch=2)
     result = CliRunner().invoke(app, ["scale", "segmentation", "--ranks", "1", "2", "4", "--steps", "3"])
     assert result.exit_code == 0, result.output
     assert timed == [(1, 2), (2, 1), (1, 1), (4, 1)]
