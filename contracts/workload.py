@@ -157,6 +157,10 @@ class Workload(Protocol):
 
     `facts` is what `facts()` gave after parsing (class names, for one) and, after that, `prepare()`: known only once the data
     is there.
+
+    Two more methods are there where a workload has something to say: `collect(raw, settings, store)` writes, in the place of
+    `sample`, the data that a workload makes itself as its settings ask, with a folder `store` for what an interrupted call
+    finds again; `quality(records, settings, facts, folder)` is what `slipway quality` shows.
     """
 
     Settings: ClassVar[type[Settings]]

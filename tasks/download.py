@@ -12,8 +12,8 @@ from typing import Any
 from contracts.errors import SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.progress import Progress
-from contracts.settings import Source
-from contracts.workload import load, settings_of
+from contracts.settings import Settings, Source
+from contracts.workload import Workload, load, settings_of
 from tasks.downloading.addresses import shown
 from tasks.downloading.archives import is_archive, unpack, unwanted
 from tasks.downloading.earlier import Arrival, Earlier
@@ -43,7 +43,7 @@ def run(workload: str) -> None:
         arrivals = gather(sources, raw, earlier, STORE / workload)
         report: dict[str, Any] = {"sources": [one.told for one in arrivals]}
         if not sources:
-            kind.sample(raw, settings.download.num_samples)
+            make(kind, settings, raw, STORE / workload)
             report["embedded"] = settings.download.num_samples
         sizes = [path.stat().st_size for path in raw.rglob("*") if path.is_file()]
         if not sizes:
@@ -52,6 +52,14 @@ def run(workload: str) -> None:
     Earlier.write(ledger, arrivals)
     remove(STORE / workload)
     print(f"{workload}: {len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB in {output / 'raw'}")
+
+
+def make(kind: Workload, settings: Settings, raw: Path, store: Path) -> None:
+    """The data that a workload makes itself where no sources are named. What it keeps in `store` outlives an interruption."""
+    if collect := getattr(kind, "collect", None):
+        collect(raw, settings, store)
+    else:
+        kind.sample(raw, settings.download.num_samples)
 
 
 def gather(sources: Sequence[Source], raw: Path, earlier: Earlier, store: Path) -> list[Arrival]:

@@ -71,9 +71,8 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     assert any((project / ".slipway" / "remote" / "files").rglob("*"))
     assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
 
-    picture = next(
-        path for path in (project / "data" / "download" / name / "raw").rglob("*") if path.suffix in (".jpg", ".png")
-    )
+    raw = project / "data" / "download" / name / "raw"
+    picture = next(path for path in raw.rglob("*") if path.suffix in load(name).reads)
     (project / "my-pictures").mkdir()
     shutil.copy2(picture, project / "my-pictures")
     _said(project, *readme_command(".venv/bin/slipway predict my-pictures"))

@@ -1,0 +1,119 @@
+"""Histories: learnt by something that does not know the task, marked where chance acted, compact, the same after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contracts.errors import SlipwayError
+from workloads.algorithm_distillation import collecting
+from workloads.algorithm_distillation.collecting import collect, learn
+from workloads.algorithm_distillation.environments import ENVIRONMENTS, Darkroom
+from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD, Histories, returns
+from workloads.algorithm_distillation.settings import HistoryDownload
+from workloads.algorithm_distillation.sources import SOURCES
+
+
+def learnt(environment: str, source: str, tasks: np.ndarray, *, episodes: int, noise: float = 0.0) -> np.ndarray:
+    rng, kind = np.random.default_rng(0), ENVIRONMENTS[environment]
+    return learn(SOURCES[source](kind, tasks, rng), kind(tasks), rng, episodes=episodes, noise=noise)
+
+
+def some_tasks(environment: str, num: int) -> np.ndarray:
+    tasks = ENVIRONMENTS[environment].tasks()
+    return tasks[np.random.default_rng(0).integers(len(tasks), size=num)]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_explorer_learns_every_environment_to_its_optimum(environment: str) -> None:
+    tasks = some_tasks(environment, 100)
+    shares = returns(learnt(environment, "explorer", tasks, episodes=20)) / ENVIRONMENTS[environment].optimum(tasks)[:, None]
+    assert shares[:, 0].mean() < 0.5
+    assert shares[:, -1].mean() > 0.98
+
+
+@pytest.mark.parametrize("source", ["explorer"])
+def test_a_source_does_the_same_whatever_the_task_until_it_is_rewarded(source: str) -> None:
+    near, far = (learnt("darkroom", source, np.array([task] * 50), episodes=3) for task in ((0, 8), (8, 0)))
+    before_reward = ~((near[..., REWARD] + far[..., REWARD]).reshape(50, -1).cumsum(1) > 0)
+    assert 0.2 < before_reward.mean() < 1
+    same = (near[..., PLACE] == far[..., PLACE]).reshape(50, -1)
+    rewarded_in_no_row = before_reward.all(1)
+    first = before_reward.argmin(1).clip(1) * ~rewarded_in_no_row + before_reward.shape[1] * rewarded_in_no_row
+    assert all(same[row, : first.min()].all() for row in range(50))
+
+
+def test_random_steps_are_marked_and_as_many_as_asked_for() -> None:
+    histories = learnt("darkroom", "explorer", some_tasks("darkroom", 200), episodes=5, noise=0.1)
+    assert histories[:, :, :-1, RANDOM].mean() == pytest.approx(0.1, abs=0.01)
+    assert not histories[:, :, -1, RANDOM].any()
+
+
+def test_a_history_tells_what_really_happened() -> None:
+    tasks = some_tasks("darkroom", 30)
+    histories = learnt("darkroom", "explorer", tasks, episodes=3, noise=0.2)
+    room = Darkroom(tasks)
+    for episode in range(3):
+        room.reset()
+        for step in range(Darkroom.horizon):
+            places, rewards = room.step(histories[:, episode, step, ACTION].astype(np.int64))
+            assert np.array_equal(places, histories[:, episode, step + 1, PLACE])
+            assert np.array_equal(rewards, histories[:, episode, step + 1, REWARD])
+
+
+def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "PART", 40)
+    settings = HistoryDownload(num_samples=100, episodes=2)
+    collect(tmp_path / "whole", settings, tmp_path / "store")
+
+    write, written = collecting.write_part, []
+
+    def write_one_and_stop(folder: Path, part: str, *arrays: np.ndarray) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(part)
+        write(folder, part, *arrays)
+
+    monkeypatch.setattr(collecting, "write_part", write_one_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        collect(tmp_path / "resumed", settings, tmp_path / "other")
+    assert not (tmp_path / "resumed").exists()
+    monkeypatch.setattr(collecting, "write_part", lambda *given: (written.append(given[1]), write(*given)))
+    collect(tmp_path / "resumed", settings, tmp_path / "other")
+    assert written == ["part-00000", "part-00001", "part-00002"]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes()
+
+
+def test_every_task_gets_its_share_of_learners_and_a_step_takes_four_bytes(tmp_path: Path) -> None:
+    collect(tmp_path / "raw", HistoryDownload(num_samples=162, episodes=2), tmp_path / "store")
+    histories = Histories(tmp_path / "raw")
+    rows = [row for part in histories.index["parts"] for row in histories.rows(part)]
+    assert np.bincount([row.task for row in rows]).tolist() == [2] * 81
+    array = histories.array("part-00000")
+    assert isinstance(array, np.memmap) and array.nbytes == 162 * 2 * 21 * 4
+
+
+def test_a_few_tasks_are_a_fair_sample_of_all(tmp_path: Path) -> None:
+    collect(tmp_path / "raw", HistoryDownload(num_samples=20, num_tasks=20, episodes=1), tmp_path / "store")
+    tasks = np.array(Histories(tmp_path / "raw").index["tasks"])
+    assert len(tasks) == 20 and len({*map(tuple, tasks.tolist())}) == 20
+    assert len({*tasks[:, 0].tolist()}) > 5  # in the environment's own order they would all have x < 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda raw: (raw / "histories.json").unlink(), "histories.json is missing"),
+        (lambda raw: (raw / "part-00000.npy").unlink(), "part-00000.npy cannot be read"),
+        (lambda raw: np.save(raw / "part-00000.npy", np.zeros((3, 3))), "holds float64"),
+        (lambda raw: (raw / "histories.json").write_text("{}"), "lacks environment"),
+    ],
+)
+def test_what_is_no_histories_is_refused_by_name(tmp_path: Path, spoil: object, told: str) -> None:
+    collect(tmp_path / "raw", HistoryDownload(num_samples=5, episodes=2), tmp_path / "store")
+    spoil(tmp_path / "raw")  # pyright: ignore
+    with pytest.raises(SlipwayError, match=told):
+        Histories(tmp_path / "raw").array("part-00000")

@@ -1,0 +1,111 @@
+"""From histories to records, splits and batches: what is held out, and what is a target."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.errors import SlipwayError
+from workloads.algorithm_distillation.dataset import HistoryDataset
+from workloads.algorithm_distillation.environments import Darkroom
+from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD
+from workloads.algorithm_distillation.parsing import parse
+from workloads.algorithm_distillation.settings import HistoryParse
+from workloads.algorithm_distillation.splitting import split_tasks
+from workloads.algorithm_distillation.tokens import IGNORED, NOWHERE, Vocabulary, labels_of, tokens_of
+
+from .conftest import Tiny
+
+CORNER = 8
+
+
+def test_every_split_has_near_tasks_and_far_ones_and_a_corner() -> None:
+    difficulty = Darkroom.difficulty(Darkroom.tasks())
+    for seed in range(5):
+        splits = np.array(split_tasks(difficulty, (0.8, 0.1, 0.1), seed=seed))
+        assert Counter(splits.tolist()) == {"train": 65, "val": 8, "test": 8}
+        for name in ("train", "val", "test"):
+            held = difficulty[splits == name]
+            assert held.max() == CORNER and held.min() <= 2
+            assert held.mean() == pytest.approx(difficulty.mean(), abs=0.6)
+
+
+def test_another_seed_holds_out_other_tasks() -> None:
+    difficulty = Darkroom.difficulty(Darkroom.tasks())
+    one, other = (split_tasks(difficulty, (0.8, 0.1, 0.1), seed=seed) for seed in (0, 1))
+    assert one != other and one == split_tasks(difficulty, (0.8, 0.1, 0.1), seed=0)
+
+
+def test_too_few_tasks_for_a_split_are_refused() -> None:
+    with pytest.raises(SlipwayError, match="0.1 of 4 tasks is less than one for test"):
+        split_tasks(np.arange(4), (0.8, 0.1, 0.1), seed=0)
+
+
+def test_a_task_stands_in_one_split_and_a_held_out_one_keeps_so_many_learners(tiny: Tiny) -> None:
+    found = list(parse(tiny.raw, HistoryParse(rollouts=1)))
+    by_task: dict[str, set[str | None]] = {}
+    for record in found:
+        by_task.setdefault(record.group, set()).add(record.split)
+    assert all(len(splits) == 1 for splits in by_task.values()) and len(by_task) == 81
+    assert Counter(record.split for record in found) == {"train": 130, "val": 8, "test": 8}
+
+
+def test_an_unknown_environment_is_refused(tmp_path: Path) -> None:
+    index = {"environment": "nowhere", "source": "s", "episodes": 1, "noise": 0, "tasks": [], "parts": []}
+    (tmp_path / "histories.json").write_text(json.dumps(index))
+    with pytest.raises(SlipwayError, match="'nowhere', which is not known here; known: darkroom"):
+        next(parse(tmp_path, HistoryParse()))
+
+
+def test_a_token_says_where_one_is_was_and_what_happened_between(tiny: Tiny) -> None:
+    vocabulary = Vocabulary.of(tiny.facts)
+    history = tiny.histories.array("part-00000")[:1]
+    tokens = tokens_of(history, vocabulary)
+    for episode, step in ((0, 0), (3, 0), (0, 1), (5, 7), (23, 20)):
+        now, before = history[0, episode, step], history[0, episode, step - 1]
+        x, y = divmod(int(now[PLACE]), 9)
+        past = [*divmod(int(before[PLACE]), 9), int(before[ACTION]) * 2 + int(now[REWARD])]
+        assert tokens[0, episode, step].tolist() == [x, y, *(past if step else [NOWHERE, NOWHERE, 10]), step, episode]
+    assert all((tokens[..., place] < size).all() for place, size in enumerate(vocabulary.sizes))
+
+
+def test_targets_are_at_every_meant_step_of_the_whole_history_and_nowhere_else(tiny: Tiny) -> None:
+    """The original's came from the first 160 of 1,000 steps alone, where its source still acted at random."""
+    histories = np.array(tiny.histories.array("part-00000"))
+    labels = labels_of(histories)
+    meant = histories[:, :, :-1, RANDOM] == 0
+    assert np.array_equal(labels[:, :, :-1] != IGNORED, meant)
+    assert (labels[:, :, -1] == IGNORED).all()
+    assert np.array_equal(labels[:, :, :-1][meant], histories[:, :, :-1, ACTION][meant])
+    assert (labels[:, -1, :-1] != IGNORED).mean() > 0.85
+
+
+def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
+    train = tiny.records.split("train")
+    dataset = HistoryDataset(train, tiny.facts)
+    batch = dataset.collate([dataset.item(index, None, progress=0) for index in (0, 77, 5)])
+    assert batch["tokens"].shape == (3, 24 * 21, 7) and batch["labels"].shape == (3, 24 * 21)
+    for row, index in enumerate((0, 77, 5)):
+        inputs = train[index].inputs
+        history = tiny.histories.array(inputs["part"])[inputs["row"]][None]
+        own = tokens_of(history, dataset.vocabulary).reshape(-1, 7)
+        assert torch.equal(batch["tokens"][row], torch.from_numpy(own))
+        rewarded = batch["tokens"][row][:, 4].numpy() % 2 == 1
+        assert rewarded.sum() == sum(train[index].targets["returns"])
+
+
+def test_other_histories_are_another_run(tiny: Tiny) -> None:
+    from workloads.algorithm_distillation.parsing import facts
+
+    index = tiny.raw / "part-00000.npy"
+    before, bytes_before = facts(tiny.raw, tiny.records), index.read_bytes()
+    try:
+        index.write_bytes(bytes_before[:-1] + bytes([bytes_before[-1] ^ 1]))
+        assert facts(tiny.raw, tiny.records)["histories"] != before["histories"]
+    finally:
+        index.write_bytes(bytes_before)

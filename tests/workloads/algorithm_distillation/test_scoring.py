@@ -1,0 +1,77 @@
+"""What rollouts are worth: numbers, a table, a curve, pictures, and predictions for tasks of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts.errors import SlipwayError
+from contracts.workload import Run
+from engine.torch_runtime import torch_run
+from workloads.algorithm_distillation import WORKLOAD
+from workloads.algorithm_distillation.graph import graphs
+from workloads.algorithm_distillation.objective import build
+from workloads.algorithm_distillation.predicting import predict, read_tasks
+from workloads.algorithm_distillation.scoring import METRIC, score
+from workloads.algorithm_distillation.settings import RolloutEvaluate
+
+from .conftest import Tiny
+
+
+def rollout(group: str, returns: list[int], optimum: int) -> dict[str, Any]:
+    return {"group": group, "returns": returns, "source": returns[::-1], "optimum": optimum, "random": 1.0}
+
+
+def test_the_metric_is_the_return_of_the_last_episodes_as_a_share_of_the_optimum() -> None:
+    found = score([rollout("a", [0, 5, 10], 10), rollout("b", [0, 20, 20], 20)], RolloutEvaluate(last=2))
+    assert found.metrics[METRIC] == pytest.approx((0.75 + 1) / 2)
+    assert found.metrics["first_episode"] == 0 and found.metrics["worst_task"] == 0.75
+    assert found.metrics["source"] == pytest.approx((0.25 + 0.5) / 2)
+    assert found.metrics["random"] == pytest.approx(0.075)
+    assert [row["task"] for row in found.rows] == ["a", "b"]
+    assert found.charts[0].lines["model"][1] == [0, 0.75, 1]
+
+
+def test_no_rollouts_score_nothing() -> None:
+    assert score([], RolloutEvaluate()).metrics == {METRIC: 0.0}
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny) -> Run:
+    learner = build(tiny.settings, tiny.facts).learner
+    return torch_run(graphs(learner, tiny.settings.train, tiny.facts), "cpu")
+
+
+def test_the_gallery_shows_episodes_side_by_side(tiny: Tiny, run: Run) -> None:
+    caption, picture = next(WORKLOAD.gallery(run, tiny.records.split("test").take([0]), tiny.settings, tiny.facts))
+    assert "in the first episode" in caption and picture.dtype == np.uint8 and picture.shape[1] > 3 * picture.shape[0]
+
+
+def test_tasks_of_ones_own_are_played_and_drawn(tiny: Tiny, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"environment": "darkroom", "tasks": [[0, 0], [4, 4]]}))
+    (tmp_path / "other.json").write_text("[]")
+    found = list(predict(run, tmp_path, tiny.settings, tiny.facts))
+    assert [one.name for one in found] == ["mine.json/0", "mine.json/1", "other.json"]
+    assert found[2].error and found[2].json()["error"] == found[2].error
+    value = json.loads(json.dumps(found[1].json()))
+    assert value["task"] == [4, 4] and value["optimum"] == 20 and len(value["returns"]) == 24
+    assert found[0].draw().ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "not {"),
+        ('{"environment": "dark_key_to_door", "tasks": [[1, 1, 1, 1]]}', "tasks of 'dark_key_to_door', and the model"),
+        ('{"environment": "darkroom", "tasks": [[1, 2], [9, 0]]}', r"task 1, \[9, 0\], does not exist"),
+        ('{"environment": "darkroom", "tasks": [[1, 2, 3]]}', r"task 0, \[1, 2, 3\], does not exist"),
+    ],
+)
+def test_what_is_no_task_is_refused_by_name(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "tasks.json").write_text(content)
+    with pytest.raises(SlipwayError, match=told):
+        read_tasks(tmp_path / "tasks.json", "darkroom")

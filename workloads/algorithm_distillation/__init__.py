@@ -1,0 +1,110 @@
+"""Algorithm distillation: a transformer that imitates how others learn, and then learns in its context with frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
+from workloads.algorithm_distillation.settings import DistillationSettings, HistoryDownload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from torch import nn
+
+    from contracts.records import Record, Records, Rejected
+    from contracts.settings import Source
+
+
+class AlgorithmDistillation:
+    """See `contracts.workload.Workload` for what each method promises."""
+
+    Settings = DistillationSettings
+    metric = Metric("return_of_optimum")
+    reads = (".json",)
+
+    def sources(self, settings: DistillationSettings) -> Sequence[Source]:
+        return settings.download.sources
+
+    def collect(self, raw: Path, settings: DistillationSettings, store: Path) -> None:
+        from workloads.algorithm_distillation.collecting import collect
+
+        collect(raw, settings.download, store)
+
+    def sample(self, raw: Path, num: int) -> None:
+        from tempfile import TemporaryDirectory
+
+        from workloads.algorithm_distillation.collecting import collect
+
+        with TemporaryDirectory() as store:
+            collect(raw, HistoryDownload(num_samples=num), Path(store))
+
+    def schema(self) -> tuple[pa.DataType, pa.DataType]:
+        from workloads.algorithm_distillation.parsing import schema
+
+        return schema()
+
+    def parse(self, raw: Path, settings: DistillationSettings, *, processes: int) -> Iterator[Record | Rejected]:
+        from workloads.algorithm_distillation.parsing import parse
+
+        return parse(raw, settings.parse)
+
+    def facts(self, raw: Path, records: Records, settings: DistillationSettings) -> dict[str, Any]:
+        from workloads.algorithm_distillation.parsing import facts
+
+        return facts(raw, records)
+
+    def prepare(self, records: Records, settings: DistillationSettings, facts: Facts, folder: Path) -> dict[str, Any]:
+        return {}
+
+    def dataset(self, records: Records, settings: DistillationSettings, facts: Facts, *, training: bool) -> Dataset:
+        from workloads.algorithm_distillation.dataset import HistoryDataset
+
+        return HistoryDataset(records, facts)
+
+    def build(self, settings: DistillationSettings, facts: Facts, *, pretrained: bool) -> nn.Module:
+        from workloads.algorithm_distillation.objective import build
+
+        return build(settings, facts)
+
+    def optimizer(self, objective: nn.Module, settings: DistillationSettings) -> Any:
+        from workloads.algorithm_distillation.objective import make_optimizer
+
+        return make_optimizer(objective, settings.train)
+
+    def graphs(self, objective: nn.Module, settings: DistillationSettings, facts: Facts) -> dict[str, Graph]:
+        from workloads.algorithm_distillation.graph import graphs
+
+        return graphs(objective.learner, settings.train, facts)  # pyright: ignore[reportArgumentType]
+
+    def save(self, objective: nn.Module, folder: Path, settings: DistillationSettings, facts: Facts, *, name: str) -> None:
+        from workloads.algorithm_distillation.saving import save
+
+        save(objective.learner, folder, settings.train, facts, name=name)  # pyright: ignore[reportArgumentType]
+
+    def measure(self, run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[Measure]:
+        from workloads.algorithm_distillation.predicting import measure
+
+        return measure(run, records, settings, facts)
+
+    def score(self, measures: Iterable[Measure], settings: DistillationSettings, facts: Facts) -> Scores:
+        from workloads.algorithm_distillation.scoring import score
+
+        return score(measures, settings.evaluate)
+
+    def gallery(
+        self, run: Run, records: Records, settings: DistillationSettings, facts: Facts
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        from workloads.algorithm_distillation.predicting import gallery
+
+        return gallery(run, records, settings, facts)
+
+    def predict(self, run: Run, source: Path, settings: DistillationSettings, facts: Facts) -> Iterator[Prediction]:
+        from workloads.algorithm_distillation.predicting import predict
+
+        return predict(run, source, settings, facts)
+
+
+WORKLOAD = AlgorithmDistillation()

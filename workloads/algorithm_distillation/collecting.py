@@ -1,0 +1,90 @@
+"""Learning histories made on the spot: a source learns in thousands of rooms at once, and all it does is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from contracts.files import write_json
+from contracts.progress import track
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, Room
+from workloads.algorithm_distillation.histories import (
+    ACTION,
+    INDEX,
+    PLACE,
+    RANDOM,
+    REWARD,
+    empty,
+    is_whole,
+    write_part,
+)
+from workloads.algorithm_distillation.settings import HistoryDownload
+from workloads.algorithm_distillation.sources import SOURCES
+from workloads.algorithm_distillation.sources.source import Source
+
+# Learners at once: their tables fit into a cache, and an interrupted collection loses little.
+PART = 1024
+
+
+def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
+    """Write the histories that `settings` describe below `raw`.
+
+    Each part is made from its own seed and kept in `store` until all are there: a collection that was interrupted goes on
+    where it stopped, and gives the same bytes.
+    """
+    environment = ENVIRONMENTS[settings.environment]
+    tasks = chosen_tasks(environment, settings)
+    work = store / fingerprint(settings)
+    numbers = np.arange(settings.num_samples)
+    rows = np.stack([numbers % len(tasks), numbers // len(tasks)], axis=1)
+    parts = {f"part-{start // PART:05d}": rows[start : start + PART] for start in range(0, len(rows), PART)}
+    for name, part in track(list(parts.items()), f"collecting histories of {settings.source}"):
+        if not is_whole(work, name):
+            rng = np.random.default_rng([settings.seed, int(name.removeprefix("part-"))])
+            source = SOURCES[settings.source](environment, tasks[part[:, 0]], rng)
+            histories = learn(source, environment(tasks[part[:, 0]]), rng, episodes=settings.episodes, noise=settings.noise)
+            write_part(work, name, histories, part)
+    index = {"environment": settings.environment, "source": settings.source, "episodes": settings.episodes}
+    write_json(work / INDEX, {**index, "noise": settings.noise, "tasks": tasks.tolist(), "parts": list(parts)})
+    shutil.copytree(work, raw, dirs_exist_ok=True)
+
+
+def learn(source: Source, rooms: Room, rng: np.random.Generator, *, episodes: int, noise: float) -> np.ndarray:
+    """Let a source learn for so many episodes; gives its histories, uint8 [rooms, episodes, horizon + 1, 4].
+
+    A share `noise` of the steps is made at random instead, and marked.
+    """
+    histories = empty(rooms.num, episodes=episodes, horizon=rooms.horizon)
+    for episode in range(episodes):
+        moments = histories[:, episode]
+        places, stages = rooms.reset(), rooms.stages
+        moments[:, 0, PLACE] = places
+        for step in range(rooms.horizon):
+            at_random = rng.random(rooms.num) < noise
+            wanted = source.act(places, stages, left=rooms.horizon - step)
+            actions = np.where(at_random, rng.integers(NUM_ACTIONS, size=rooms.num), wanted)
+            reached, rewards = rooms.step(actions)
+            source.see(places, stages, actions, rewards, reached)
+            moments[:, step, ACTION], moments[:, step, RANDOM] = actions, at_random
+            moments[:, step + 1, PLACE], moments[:, step + 1, REWARD] = reached, rewards
+            places, stages = reached, rooms.stages
+        source.end_episode()
+    return histories
+
+
+def chosen_tasks(environment: type[Room], settings: HistoryDownload) -> np.ndarray:
+    """The tasks that take part, in an order that has nothing to do with what they are: a few of them are a fair sample."""
+    tasks = environment.tasks()
+    order = np.random.default_rng(settings.seed).permutation(len(tasks))
+    return tasks[order[: settings.num_tasks]]
+
+
+def fingerprint(settings: HistoryDownload) -> str:
+    """Names a collection by all that decides it."""
+    text = json.dumps([settings.model_dump(mode="json"), PART], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,48 @@
+"""The environments for Gymnasium, where that is installed: `gymnasium.make("slipway/Darkroom-v0", task=(0, 8))`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, SIZE, coordinates
+
+
+class GymnasiumRoom(gymnasium.Env[np.ndarray, np.int64]):
+    """One room as Gymnasium knows environments: (x, y) is observed, and an episode is truncated at the horizon.
+
+    Without a `task` every episode draws one.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, environment: str, task: Sequence[int] | None = None) -> None:
+        self.kind, self.task = ENVIRONMENTS[environment], task
+        self.observation_space = spaces.Box(0, SIZE - 1, (2,), np.int64)
+        self.action_space = spaces.Discrete(NUM_ACTIONS)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        tasks = self.kind.tasks()
+        task = tasks[self.np_random.integers(len(tasks))] if self.task is None else np.asarray(self.task)
+        self.room, self.steps = self.kind(task[None]), 0
+        return coordinates(self.room.places)[0], {"task": task}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        places, rewards = self.room.step(np.array([action]))
+        self.steps += 1
+        return coordinates(places)[0], float(rewards[0]), False, self.steps >= self.kind.horizon, {}
+
+
+def register() -> None:
+    """Make them known to Gymnasium: slipway/Darkroom-v0, slipway/DarkroomPermuted-v0, slipway/DarkKeyToDoor-v0."""
+    for name, kind in ENVIRONMENTS.items():
+        known = f"slipway/{kind.__name__}-v0"
+        if known not in gymnasium.registry:
+            place = f"{GymnasiumRoom.__module__}:{GymnasiumRoom.__name__}"
+            gymnasium.register(known, entry_point=place, kwargs={"environment": name})

@@ -1,0 +1,90 @@
+"""A dark room: a grid in which one sees nothing but one's own place; what is rewarded is the task, and has to be found out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+SIZE = 9
+NUM_CELLS = SIZE * SIZE
+# +x, -x, +y, -y, stay.
+MOVES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)])
+NUM_ACTIONS = len(MOVES)
+STAY = 4
+
+
+def cell(x: int | np.ndarray, y: int | np.ndarray) -> np.ndarray:
+    """The number, 0 to 80, of the cell at (x, y)."""
+    return np.asarray(x) * SIZE + np.asarray(y)
+
+
+def coordinates(cells: np.ndarray) -> np.ndarray:
+    """(x, y) of cells, with one more axis."""
+    return np.stack(np.divmod(cells, SIZE), axis=-1)
+
+
+def _table_of_moves() -> np.ndarray:
+    reached = np.clip(coordinates(np.arange(NUM_CELLS))[:, None] + MOVES, 0, SIZE - 1)
+    return cell(reached[..., 0], reached[..., 1])
+
+
+# The cell reached from a cell by a move, int64 [81, 5]: the walls hold one back.
+NEXT = _table_of_moves()
+# Steps between two cells, [81, 81].
+DISTANCE = np.abs(coordinates(np.arange(NUM_CELLS))[:, None] - coordinates(np.arange(NUM_CELLS))).sum(-1)
+
+
+class Room(ABC):
+    """As many rooms at once as there are tasks; each holds an agent. Every episode takes `horizon` steps.
+
+    `num_stages` counts the situations in an episode that an agent can tell by the rewards it has had, and that decide what is
+    rewarded next; `num_rewards` is one more than the largest reward of a step. `start` is a cell.
+    """
+
+    name: ClassVar[str]
+    horizon: ClassVar[int]
+    start: ClassVar[int]
+    num_stages: ClassVar[int] = 1
+    num_rewards: ClassVar[int] = 2
+
+    def __init__(self, tasks: np.ndarray) -> None:
+        """`tasks`: integers [rooms, numbers of a task], rows of `tasks()`."""
+        self.task = np.asarray(tasks, dtype=np.int64)
+        self.num = len(self.task)
+        self.reset()
+
+    @classmethod
+    @abstractmethod
+    def tasks(cls) -> np.ndarray:
+        """All tasks, int64 [number, numbers of a task], in an order that never changes."""
+
+    @classmethod
+    @abstractmethod
+    def optimum(cls, tasks: np.ndarray) -> np.ndarray:
+        """The best return of an episode, int64, for one who knows the task."""
+
+    @classmethod
+    @abstractmethod
+    def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
+        """What splits are balanced by, int64; the larger, the harder: how far away what is rewarded lies."""
+
+    def reset(self) -> np.ndarray:
+        """Begin an episode in every room; gives the cells the agents stand on, int64 [rooms]."""
+        self.places = np.full(self.num, self.start)
+        self.stages = np.zeros(self.num, np.int64)
+        return self.places
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Let every agent do something; gives the cells reached and the rewards, both int64 [rooms]."""
+        self.places = NEXT[self.places, self.moves(actions)]
+        return self.places, self.reward()
+
+    def moves(self, actions: np.ndarray) -> np.ndarray:
+        """The rows of MOVES that actions stand for."""
+        return actions
+
+    @abstractmethod
+    def reward(self) -> np.ndarray:
+        """The rewards for where the agents now stand; moves `stages` on."""

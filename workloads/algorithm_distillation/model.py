@@ -1,0 +1,101 @@
+"""The causal transformer over moments: all at once in training, one at a time with a cache of keys and values in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
+from workloads.algorithm_distillation.settings import DistillationTrain
+
+
+class Attention(nn.Module):
+    """Self-attention over what came before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.inner = nn.Linear(width, 3 * width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, L, width], each position sees itself and those before."""
+        queries, keys, values = self._split(hidden)
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return self.outer(found.transpose(1, 2).flatten(2))
+
+    def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [B, 1, width], cache [B, 2, heads, C, size] of which `there` [B, 1, 1, C] is filled.
+
+        Gives the result and this position's own key and value, [B, 2, heads, size].
+        """
+        query, key, value = self._split(hidden)
+        before = (query @ cache[:, 0].transpose(-1, -2)).masked_fill(~there, -torch.inf)
+        shares = (torch.cat([before, query @ key.transpose(-1, -2)], dim=-1) * self.size**-0.5).softmax(-1)
+        found = shares[..., :-1] @ cache[:, 1] + shares[..., -1:] * value
+        return self.outer(found.transpose(1, 2).flatten(2)), torch.cat([key, value], dim=2).transpose(1, 2)
+
+    def _split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, each [B, heads, L, size]."""
+        whole = self.inner(hidden).unflatten(-1, (3, self.heads, self.size))
+        return tuple(part.transpose(1, 2) for part in whole.unbind(2))
+
+
+class Block(nn.Module):
+    """Attention, then two layers on each position, both before a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self.attention(self.attention_norm(hidden))
+        return hidden + self.layers(self.norm(hidden))
+
+    def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Attention.step`."""
+        found, fresh = self.attention.step(self.attention_norm(hidden), cache, there)
+        hidden = hidden + found
+        return hidden + self.layers(self.norm(hidden)), fresh
+
+
+class Learner(nn.Module):
+    """Tokens int [B, L, 7] to logits of the next action, [B, L, 5]. A token is the sum of its numbers' embeddings, which also
+    say where in the history it stands."""
+
+    def __init__(self, vocabulary: Sequence[int], settings: DistillationTrain) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(size, settings.width) for size in vocabulary)
+        self.blocks = nn.ModuleList(Block(settings.width, settings.heads) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
+        self.head = nn.Linear(settings.width, NUM_ACTIONS)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embedded(tokens)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(self.norm(hidden))
+
+    def step(self, tokens: torch.Tensor, position: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One moment: tokens int [B, 7], how many came before [B], and their cache [B, layers, 2, heads, C, size], of which
+        what lies behind `position` is not looked at. Gives logits [B, 5] and what to put there, [B, layers, 2, heads, size]."""
+        hidden = self.embedded(tokens)[:, None]
+        there = (torch.arange(cache.shape[-2], device=cache.device) < position[:, None])[:, None, None]
+        fresh = []
+        for number, block in enumerate(self.blocks):
+            hidden, own = block.step(hidden, cache[:, number], there)  # pyright: ignore[reportCallIssue]
+            fresh.append(own)
+        return self.head(self.norm(hidden[:, 0])), torch.stack(fresh, dim=1)
+
+    def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([table(tokens[..., place].long()) for place, table in enumerate(self.embeddings)]).sum(0)

@@ -1,0 +1,69 @@
+"""From histories to records: one for each learner, its task the group, held-out tasks stratified by how far their goals are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from contracts.errors import SlipwayError
+from contracts.records import Record, Records
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.histories import Histories, returns
+from workloads.algorithm_distillation.settings import HistoryParse
+from workloads.algorithm_distillation.splitting import split_tasks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def schema() -> tuple[pa.DataType, pa.DataType]:
+    """Inputs: the part and the row of the history, the task and the learner. Targets: the source's return in each episode."""
+    import pyarrow as pa
+
+    row = [("part", pa.string()), ("row", pa.int32()), ("task", pa.list_(pa.int16())), ("learner", pa.int32())]
+    return pa.struct(row), pa.struct([("returns", pa.list_(pa.int16()))])
+
+
+def parse(raw: Path, settings: HistoryParse) -> Iterator[Record]:
+    """A record for each history; of a held-out task only for the first learners, as many as `rollouts` says.
+
+    Raises:
+        SlipwayError: when there are no histories, or their environment is not known here.
+    """
+    histories = Histories(raw)
+    environment = ENVIRONMENTS.get(histories.index["environment"])
+    if environment is None:
+        known = ", ".join(ENVIRONMENTS)
+        raise SlipwayError(
+            f"{raw}: histories of {histories.index['environment']!r}, which is not known here; known: {known}"
+        )
+    tasks = np.array(histories.index["tasks"])
+    present = sorted({row.task for part in histories.index["parts"] for row in histories.rows(part)})
+    splits = dict(
+        zip(present, split_tasks(environment.difficulty(tasks[present]), settings.shares, seed=settings.seed), strict=True)
+    )
+    for part in histories.index["parts"]:
+        found = returns(histories.array(part))
+        for row in histories.rows(part):
+            split = splits[row.task]
+            if split != "train" and row.learner >= settings.rollouts:
+                continue
+            task = tasks[row.task].tolist()
+            name = f"{environment.name}/{'-'.join(map(str, task))}"
+            inputs = {"part": part, "row": row.row, "task": task, "learner": row.learner}
+            yield Record(f"{name}/{row.learner}", name, inputs, {"returns": found[row.row].tolist()}, split)
+
+
+def facts(raw: Path, records: Records) -> dict[str, Any]:
+    """What the histories are of; `histories` names their bytes, so that other histories are another run."""
+    index = Histories(raw).index
+    digest = hashlib.blake2b(digest_size=16)
+    for part in index["parts"]:
+        with (raw / f"{part}.npy").open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    told = {name: index[name] for name in ("environment", "source", "episodes", "noise")}
+    return {**told, "histories": digest.hexdigest()}

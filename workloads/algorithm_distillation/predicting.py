@@ -1,0 +1,116 @@
+"""Rollouts on held-out tasks, measured, drawn, and on request for tasks of one's own. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contracts.errors import SlipwayError
+from contracts.records import Records
+from contracts.workload import Facts, Measure, Run
+from workloads.algorithm_distillation.drawing import picture
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.histories import ACTION, returns
+from workloads.algorithm_distillation.rolling import play, random_returns
+from workloads.algorithm_distillation.settings import DistillationSettings
+
+
+def measure(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[Measure]:
+    """For each record a rollout on its task: `returns` of the model and of the `source`, the `optimum` and what `random`
+    actions get; `quality` is the share of the optimum in the last episodes."""
+    for start in range(0, len(records), settings.evaluate.batch_size):
+        part = records.take(range(start, min(start + settings.evaluate.batch_size, len(records))))
+        rows = list(part)
+        tasks = np.array([row.inputs["task"] for row in rows])
+        found = returns(play(run, tasks, [row.key for row in rows], settings.train, facts))
+        optima, chance = ENVIRONMENTS[facts["environment"]].optimum(tasks), random_returns(tasks, facts)
+        for row, own, optimum, random in zip(rows, found, optima.tolist(), chance.tolist(), strict=True):
+            quality = min(1.0, float(own[-settings.evaluate.last :].mean()) / optimum)
+            yield {
+                "group": row.group,
+                "returns": own.tolist(),
+                "source": row.targets["returns"],
+                "optimum": optimum,
+                "random": random,
+                "quality": quality,
+            }
+
+
+def gallery(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
+    """How the model went about each record's task."""
+    for row in records:
+        task = np.array([row.inputs["task"]])
+        history = play(run, task, [row.key], settings.train, facts)[0]
+        found = returns(history)
+        optimum = int(ENVIRONMENTS[facts["environment"]].optimum(task)[0])
+        caption = f"{row.key}: {found[0]} of {optimum} in the first episode, {found[-1]} in the last"
+        yield caption, picture(history, task[0], facts)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A rollout on a task of a file."""
+
+    name: str
+    task: list[int] = field(default_factory=list)
+    optimum: int = 0
+    history: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 4), np.uint8))
+    facts: Facts = field(default_factory=dict)
+    error: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        if self.error:
+            return {"name": self.name, "error": self.error}
+        actions = self.history[:, :-1, ACTION].tolist()
+        found = returns(self.history).tolist()
+        return {"name": self.name, "task": self.task, "optimum": self.optimum, "returns": found, "actions": actions}
+
+    def draw(self) -> np.ndarray:
+        return picture(self.history, np.array(self.task), self.facts)
+
+
+def predict(run: Run, source: Path, settings: DistillationSettings, facts: Facts) -> Iterator[Played]:
+    """A rollout for each task in a file, or in all *.json of a folder: {"environment": name, "tasks": [[numbers], ...]}."""
+    files = sorted(source.rglob("*.json")) if source.is_dir() else [source]
+    if not files:
+        raise SlipwayError(f'{source} holds no *.json: write one with {{"environment": name, "tasks": [[numbers], ...]}}')
+    for path in files:
+        name = path.relative_to(source).as_posix() if source.is_dir() else path.name
+        try:
+            tasks = read_tasks(path, facts["environment"])
+        except SlipwayError as error:
+            yield Played(name, error=str(error))
+            continue
+        keys = [f"{name}/{number}" for number in range(len(tasks))]
+        for start in range(0, len(tasks), settings.evaluate.batch_size):
+            part = slice(start, start + settings.evaluate.batch_size)
+            optima = ENVIRONMENTS[facts["environment"]].optimum(tasks[part]).tolist()
+            histories = play(run, tasks[part], keys[part], settings.train, facts)
+            for key, task, optimum, history in zip(keys[part], tasks[part].tolist(), optima, histories, strict=True):
+                yield Played(key, task, optimum, history, facts)
+
+
+def read_tasks(path: Path, environment: str) -> np.ndarray:
+    """The tasks in a file, int64 [n, numbers].
+
+    Raises:
+        SlipwayError: when it is no such file, is for another environment, or names a task that does not exist.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        named, tasks = value["environment"], np.array(value["tasks"], dtype=np.int64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = '{"environment": name, "tasks": [[numbers], ...]}'
+        raise SlipwayError(f"{path}: not {wanted} ({type(error).__name__}: {error})") from None
+    if named != environment:
+        raise SlipwayError(f"{path}: tasks of {named!r}, and the model was trained in {environment!r}")
+    known = ENVIRONMENTS[environment].tasks()
+    for number, task in enumerate(tasks):
+        if tasks.ndim != 2 or tasks.shape[1] != known.shape[1] or not (known == task).all(1).any():
+            raise SlipwayError(f"{path}: task {number}, {task.tolist()}, does not exist; {known[-1].tolist()} is one")
+    return tasks

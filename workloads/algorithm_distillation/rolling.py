@@ -1,0 +1,87 @@
+"""Playing with frozen weights: the model is let loose on a task it does not know, and learns from its context alone. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from contracts.workload import Facts, Run
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
+from workloads.algorithm_distillation.histories import ACTION, PLACE, REWARD, empty
+from workloads.algorithm_distillation.settings import DistillationTrain
+from workloads.algorithm_distillation.tokens import Vocabulary, tokens_of
+
+SMALLEST_CACHE = 64
+
+
+class Cache:
+    """Keys and values of the moments so far, float32 [rollouts, layers, 2, heads, capacity, size]: grows by doubling, and what
+    once stands in it stays as it is."""
+
+    def __init__(self, num: int, settings: DistillationTrain) -> None:
+        self.length = 0
+        size = settings.width // settings.heads
+        self.values = np.zeros((num, settings.layers, 2, settings.heads, SMALLEST_CACHE, size), np.float32)
+
+    @property
+    def position(self) -> np.ndarray:
+        """How many moments there were, int64 [rollouts]."""
+        return np.full(len(self.values), self.length)
+
+    def take_in(self, fresh: np.ndarray) -> None:
+        """Add a moment, [rollouts, layers, 2, heads, size]."""
+        if self.length == self.values.shape[-2]:
+            self.values = np.concatenate([self.values, np.zeros_like(self.values)], axis=-2)
+        self.values[..., self.length, :] = fresh
+        self.length += 1
+
+
+def play(run: Run, tasks: np.ndarray, keys: Sequence[str], settings: DistillationTrain, facts: Facts) -> np.ndarray:
+    """A rollout of all episodes on each of `tasks` [n, numbers], together: histories uint8 [n, episodes, horizon + 1, 4].
+
+    What chance does in a rollout depends on its key alone, not on the others beside it.
+    """
+    vocabulary, rooms = Vocabulary.of(facts), ENVIRONMENTS[facts["environment"]](tasks)
+    chances = np.stack([generator(key).random((vocabulary.episodes, vocabulary.horizon)) for key in keys])
+    histories = empty(rooms.num, episodes=vocabulary.episodes, horizon=vocabulary.horizon)
+    cache = Cache(rooms.num, settings)
+    for episode in range(vocabulary.episodes):
+        moments = histories[:, episode]
+        moments[:, 0, PLACE] = rooms.reset()
+        for step in range(vocabulary.horizon + 1):
+            tokens = tokens_of(moments[:, None], vocabulary, first=episode)[:, 0, step].astype(np.int64)
+            found = run("step", tokens=tokens, position=cache.position, cache=cache.values)
+            cache.take_in(found["fresh"])
+            if step < vocabulary.horizon:
+                actions = chosen(found["logits"], chances[:, episode, step])
+                moments[:, step, ACTION] = actions
+                moments[:, step + 1, PLACE], moments[:, step + 1, REWARD] = rooms.step(actions)
+    return histories
+
+
+def chosen(logits: np.ndarray, chances: np.ndarray) -> np.ndarray:
+    """Actions int64 [n] drawn from the softmax of `logits` [n, actions] by numbers between 0 and 1 [n].
+
+    The likeliest one would get stuck for ever on some tasks.
+    """
+    shares = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True)).cumsum(-1)
+    return (shares < chances[:, None] * shares[:, -1:]).sum(-1)
+
+
+def random_returns(tasks: np.ndarray, facts: Facts, *, episodes: int = 256) -> np.ndarray:
+    """The mean return of one who acts at random, on each of `tasks`, float64 [n]."""
+    rooms = ENVIRONMENTS[facts["environment"]](np.repeat(tasks, episodes, axis=0))
+    rng = generator("random")
+    total = np.zeros(rooms.num)
+    for _ in range(rooms.horizon):
+        total += rooms.step(rng.integers(NUM_ACTIONS, size=rooms.num))[1]
+    return total.reshape(len(tasks), episodes).mean(1)
+
+
+def generator(key: str) -> np.random.Generator:
+    """Chance that depends on `key` and on nothing else."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))

@@ -1,0 +1,75 @@
+"""Rollouts of a whole split as numbers: what share of the optimum is reached, and how it grows from episode to episode. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from contracts.workload import Chart, Measure, Scores
+from workloads.algorithm_distillation.settings import RolloutEvaluate
+
+METRIC = "return_of_optimum"
+
+
+def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
+    """The share of the optimum in the last episodes, its rise, and the same for the source and for chance."""
+    found = list(measures)
+    if not found:
+        return Scores({METRIC: 0.0})
+    optimum = np.array([one["optimum"] for one in found], dtype=float)
+    model, source = (shares(found, name) for name in ("returns", "source"))
+    chance = np.array([one["random"] for one in found]) / optimum
+    last = slice(-settings.last, None)
+    metrics = {
+        METRIC: float(model[:, last].mean()),
+        "first_episode": float(model[:, 0].mean()),
+        "source": float(source[:, last].mean()),
+        "random": float(chance.mean()),
+        "worst_task": min(row["return_of_optimum"] for row in by_task(found, model, last)),
+    }
+    episodes = list(range(1, model.shape[1] + 1))
+    lines = {
+        "model": (episodes, model.mean(0).tolist()),
+        "source": (list(range(1, source.shape[1] + 1)), source.mean(0).tolist()),
+        "random": (episodes, [metrics["random"]] * len(episodes)),
+        "optimum": (episodes, [1.0] * len(episodes)),
+    }
+    chart = Chart("Learning in context, with frozen weights", "lines", "episode", "return, share of the optimum", lines)
+    return Scores(metrics, by_task(found, model, last), [chart], meanings(settings))
+
+
+def shares(found: list[Measure], name: str) -> np.ndarray:
+    """Returns as shares of each task's optimum, [rollouts, episodes]."""
+    returns = np.array([one[name] for one in found], dtype=float)
+    return returns / np.array([one["optimum"] for one in found])[:, None]
+
+
+def by_task(found: list[Measure], model: np.ndarray, last: slice) -> list[dict[str, Any]]:
+    """A row for each task, the ones that are learnt worst first."""
+    groups: dict[str, list[int]] = {}
+    for number, one in enumerate(found):
+        groups.setdefault(one["group"], []).append(number)
+    rows = [
+        {
+            "task": name,
+            "optimum": found[numbers[0]]["optimum"],
+            "rollouts": len(numbers),
+            "first_episode": float(model[numbers, 0].mean()),
+            "return_of_optimum": float(model[numbers, last].mean()),
+        }
+        for name, numbers in groups.items()
+    ]
+    return sorted(rows, key=lambda row: row["return_of_optimum"])
+
+
+def meanings(settings: RolloutEvaluate) -> dict[str, str]:
+    """What the numbers mean."""
+    return {
+        METRIC: f"Mean return in the last {settings.last} episodes of a rollout with frozen weights, divided by the optimum.",
+        "first_episode": "The same in the first episode, before anything could be learnt in context.",
+        "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes.",
+        "random": "What random actions get.",
+        "worst_task": "The same as the first, on the task that is learnt worst.",
+    }

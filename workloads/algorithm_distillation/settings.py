@@ -1,0 +1,83 @@
+"""The section `algorithm_distillation` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from contracts.settings import (
+    DownloadSettings,
+    EvaluateSettings,
+    ParseSettings,
+    QuantizeSettings,
+    Settings,
+    Share,
+    TrainSettings,
+)
+
+
+class HistoryDownload(DownloadSettings):
+    """What is collected where no `sources` are named: `num_samples` learning histories, spread evenly over the tasks.
+
+    `source` is the algorithm that learns, `noise` the share of its steps that are made at random instead; those are context
+    and no targets. `num_tasks` takes so many of the environment's tasks, drawn once; None takes them all.
+    """
+
+    environment: Literal["darkroom", "darkroom_permuted", "dark_key_to_door"] = "darkroom"
+    source: Literal["explorer"] = "explorer"
+    num_samples: Annotated[int, Field(ge=1)] = 5670
+    num_tasks: Annotated[int, Field(ge=3)] | None = None
+    episodes: Annotated[int, Field(ge=1, le=1000)] = 24
+    noise: Share = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class HistoryParse(ParseSettings):
+    """`shares` are shares of the tasks, each split with far and near ones. Of a held-out task `rollouts` learners are kept:
+
+    the model is let loose on it as many times. `seed` draws which tasks are held out.
+    """
+
+    rollouts: Annotated[int, Field(ge=1)] = 8
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DistillationTrain(TrainSettings):
+    """The transformer's size. `betas` are AdamW's."""
+
+    width: Annotated[int, Field(ge=1)] = 64
+    heads: Annotated[int, Field(ge=1)] = 2
+    layers: Annotated[int, Field(ge=1)] = 3
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class RolloutEvaluate(EvaluateSettings):
+    """`last` episodes of a rollout are what counts; `batch_size` rollouts are made at once."""
+
+    last: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 128
+
+
+class StepQuantize(QuantizeSettings):
+    """A record is a rollout of hundreds of steps: a single one calibrates."""
+
+    recipes: tuple[Literal["int8", "int8_wide_head", "int8_dynamic", "fp16", "int4"], ...] = ("int8_dynamic",)
+    num_calibration: Annotated[int, Field(ge=1)] = 1
+
+
+class DistillationSettings(Settings):
+    """Everything a user sets for algorithm distillation."""
+
+    download: HistoryDownload = HistoryDownload()
+    parse: HistoryParse = HistoryParse()
+    train: DistillationTrain = DistillationTrain()
+    evaluate: RolloutEvaluate = RolloutEvaluate()
+    quantize: StepQuantize = StepQuantize()
