@@ -18,6 +18,7 @@ VERBS = {
     "predict": "Predict with the published model.",
     "caption": "Write captions for a folder of pictures.",
     "serve": "Serve the published model: a page to drop pictures on, and a web service.",
+    "rollout": "Let a model of algorithm distillation play: what it does, and how it learns, as JSON and films.",
     "use": "Write a preset of a workload into params.yaml.",
     "plan": "Show a workload's training plan with its reasons, or measure it.",
     "quality": "Report on the quality of the parsed data: duplicates, lengths, balance, rare things.",

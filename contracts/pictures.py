@@ -1,4 +1,4 @@
-"""What workloads with pictures share: which files there are, which of them are pictures, and how alike two look."""
+"""What workloads with pictures share: which files there are, which of them are pictures, how alike two look, how one is kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contracts.files import replace_when_complete
 from contracts.raw import RawKind
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ PICTURES = RawKind(
     "pictures", frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm"})
 )
 MIN_CONTRAST = 12
+FRAME_MILLISECONDS = 120
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -45,3 +47,20 @@ def likeness(grey: np.ndarray) -> bytes:
     cells = cv2.resize(grey.astype(np.float32), (9, 9), interpolation=cv2.INTER_AREA)
     across, down = cells[:8, :8] > cells[:8, 1:], cells[:8, :8] > cells[1:, :8]
     return np.packbits(np.stack([across, down])).tobytes()
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Keep a picture, uint8 BGR [height, width, 3], as PNG, or the frames of one that moves, [frames, height, width, 3], as GIF."""
+    from PIL import Image
+
+    with replace_when_complete(path) as temporary:
+        if picture.ndim == 3:
+            Image.fromarray(picture[..., ::-1].copy()).save(temporary, "PNG")
+            return
+        pictures = [Image.fromarray(frame[..., ::-1].copy()) for frame in picture]
+        # One palette for all: with one each, palettes are most of the file.
+        palette = Image.fromarray(
+            picture[:: max(1, len(picture) // 8), ..., ::-1].reshape(-1, *picture.shape[2:])
+        ).quantize()
+        first, *others = (one.quantize(palette=palette, dither=Image.Dither.NONE) for one in pictures)
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)

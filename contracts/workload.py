@@ -81,13 +81,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Chart:
-    """Something worth drawing. `lines`: {name: (x values, y values)}; `matrix`: rows of numbers with labels."""
+    """Something worth drawing. `lines`: {name: (x values, y values)}; `matrix`: rows of numbers with labels. The line called
+    `main` stands out; `bands` says, for some lines, between which values (low, high) they are uncertain."""
 
     title: str
     kind: Literal["lines", "matrix", "bars"]
     x: str
     y: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    main: str = "mean"
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     matrix: Sequence[Sequence[float]] = ()
     labels: Sequence[str] = ()
 
@@ -233,7 +236,8 @@ class Workload(Protocol):
         ...
 
     def gallery(self, run: Run, records: Records, settings: Any, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
-        """A caption and a picture (BGR uint8) for each record: what was there and what was predicted. No torch."""
+        """A caption and a picture for each record: what was there and what was predicted. BGR uint8 [height, width, 3], or
+        [frames, height, width, 3] where it moves. No torch."""
         ...
 
     def predict(self, run: Run, inputs: Iterable[RawInput], settings: Any, facts: Facts) -> Iterator[Prediction]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete, write_json
+from contracts.pictures import write_picture
 from contracts.records import Records
 from contracts.workload import Chart, Graph, Measure, Run, Scores, Tells
 from tasks.stage import folder, stage_main
@@ -67,16 +68,18 @@ def write_scores(output: Path, scores: Scores, *, num: int) -> None:
 
 
 def write_curves(path: Path, chart: Chart | None) -> None:
-    """The first line chart on one grid of x values: a column for x, one a line, and last, for DVC to draw, their mean."""
+    """The first line chart on one grid of x values: a column for x, one a line, and last, for DVC to draw, the main one, or
+    their mean."""
     lines = {name: np.asarray(line, dtype=float) for name, line in (chart.lines if chart else {}).items() if len(line[0])}
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         if not lines:
-            table.writerow([chart.x if chart else "x", "mean"])
+            table.writerow([chart.x if chart else "x", chart.main if chart else "mean"])
             return
         grid = np.linspace(min(x.min() for x, _ in lines.values()), max(x.max() for x, _ in lines.values()), CURVE_POINTS)
         columns = {name: np.interp(grid, *_ascending(x, y)) for name, (x, y) in lines.items()}
-        columns["mean"] = columns.pop("mean", np.mean(list(columns.values()), axis=0))
+        main = chart.main if chart else "mean"
+        columns[main] = columns.pop(main, np.mean(list(columns.values()), axis=0))
         table.writerow([chart.x if chart else "x", *columns])
         for row in zip(grid, *columns.values(), strict=True):
             table.writerow([f"{value:.5g}" for value in row])
@@ -107,8 +110,6 @@ def write_confusion(path: Path, chart: Chart | None) -> None:
 
 def write_gallery(details: Path, trained: Trained, run: Run, records: Records, measures: Sequence[Measure]) -> None:
     """The worst and the best records by their measure's "quality" as pictures, and gallery.json, which describes them."""
-    from PIL import Image
-
     order = np.argsort([float(measure.get("quality", 0.0)) for measure in measures], kind="stable")
     num = min(NUM_PICTURES, (len(order) + 1) // 2)
     chosen = [("worst", index) for index in order[:num]] + [
@@ -118,8 +119,8 @@ def write_gallery(details: Path, trained: Trained, run: Run, records: Records, m
     pictures = trained.workload.gallery(run, records.take([index for _, index in chosen]), trained.settings, trained.facts)
     entries = []
     for place, ((kind, index), (caption, picture)) in enumerate(zip(chosen, pictures, strict=True)):
-        name = f"gallery/{kind}_{place % num + 1}.png"
-        Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(details / name)
+        name = f"gallery/{kind}_{place % num + 1}.{'gif' if picture.ndim == 4 else 'png'}"
+        write_picture(details / name, picture)
         quality = float(measures[index].get("quality", 0.0))
         entries.append({"file": name, "kind": kind, "caption": caption, "key": records[int(index)].key, "quality": quality})
     write_json(details / "gallery.json", entries)

@@ -141,8 +141,11 @@ def told(findings: Findings) -> list[dict[str, Any]]:
 
 
 def data_url(path: Path, *, most: int = MAX_PICTURE) -> str:
-    """A picture no larger than it is shown, inside the page."""
+    """A picture no larger than it is shown, inside the page; one that moves as it is."""
     from PIL import Image
+
+    if path.suffix == ".gif":
+        return f"data:image/gif;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
     with Image.open(path) as opened:
         picture = opened.convert("RGB")

@@ -82,6 +82,10 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         assert json.loads((project / "data" / "quality" / name / "quality.json").read_text())
         _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))
         assert json.loads((project / "captions.jsonl").read_text())["caption"]
+    if name == "algorithm_distillation":
+        _said(project, *readme_command(".venv/bin/slipway rollout 0,8"))
+        assert json.loads((project / "rollouts" / "rollouts.json").read_text())[0]["returns"]
+        assert list((project / "rollouts").glob("*.gif"))
 
 
 @pytest.mark.parametrize("name", names())

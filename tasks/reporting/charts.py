@@ -74,19 +74,23 @@ def page_style() -> Iterator[None]:
 
 
 def draw_lines(axes: Axes, chart: Chart) -> None:
-    """A line each; one named "mean" stands out, and of many the others step back and are not named."""
+    """A line each; the main one stands out, and of many the others step back and are not named."""
     many = len(chart.lines) > MAX_LEGEND
     colours = iter(COLOURS * (len(chart.lines) // len(COLOURS) + 1))
     for name, (x, y) in chart.lines.items():
         y = np.array([math.nan if value is None else value for value in y], dtype=float)
-        if name == "mean":
-            axes.plot(x, y, color=INK, linewidth=2.2, label=name, zorder=3)
+        if name == chart.main:
+            colour = INK
+            axes.plot(x, y, color=INK, linewidth=2.2, label=shown(name), zorder=3)
         else:
             colour = next(colours)
             width, alpha = (0.8, 0.35) if many else (1.6, 1.0)
             marker = "o" if len(y) < 2 else None
             axes.plot(x, y, color=colour, linewidth=width, alpha=alpha, marker=marker, label="_" if many else shown(name))
-    if len(chart.lines) > 1 and (not many or "mean" in chart.lines):
+        if name in chart.bands:
+            low, high = chart.bands[name]
+            axes.fill_between(list(x), list(low), list(high), color=colour, alpha=0.15, linewidth=0)
+    if len(chart.lines) > 1 and (not many or chart.main in chart.lines):
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, handlelength=1.2)
     axes.margins(x=0.01)
 

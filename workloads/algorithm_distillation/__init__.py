@@ -106,5 +106,18 @@ class AlgorithmDistillation:
 
         return predict(run, source, settings, facts)
 
+    def rollouts(
+        self, run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
+    ) -> Iterator[Prediction]:
+        """What `slipway rollout` shows: so many rollouts on each task of these names, or on the hardest one."""
+        from workloads.algorithm_distillation.predicting import rollouts
+
+        return rollouts(run, names, settings, facts, times=times, seed=seed)
+
+    def quality(self, records: Records, settings: DistillationSettings, facts: Facts, folder: Path) -> dict[str, Any]:
+        from workloads.algorithm_distillation.quality import quality
+
+        return quality(records, folder)
+
 
 WORKLOAD = AlgorithmDistillation()

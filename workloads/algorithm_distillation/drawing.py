@@ -9,7 +9,7 @@ import numpy as np
 
 from contracts.workload import Facts
 from workloads.algorithm_distillation.environments.room import SIZE, cell, coordinates
-from workloads.algorithm_distillation.histories import PLACE, returns
+from workloads.algorithm_distillation.histories import PLACE, REWARD, returns
 
 CELL, MARGIN, TITLE = 16, 10, 22
 PAPER, LINE, INK, SEEN, GOAL, KEY, AGENT = (
@@ -27,11 +27,25 @@ NUM_SHOWN = 6
 
 def picture(history: np.ndarray, task: np.ndarray, facts: Facts) -> np.ndarray:
     """The first episodes and the last of a history uint8 [episodes, horizon + 1, 4], as a row of rooms; BGR."""
-    num = len(history)
-    shown = [*range(min(NUM_SHOWN - 1, num - 1)), num - 1]
     found = returns(history)
-    panels = [room(history[one, :, PLACE], marks(task, facts), f"episode {one + 1}: {found[one]}") for one in shown]
-    return np.concatenate(panels, axis=1)
+    titles = {one: f"episode {one + 1}: {found[one]}" for one in shown_of(len(history))}
+    return np.concatenate([room(history[one, :, PLACE], marks(task, facts), title) for one, title in titles.items()], axis=1)
+
+
+def film(history: np.ndarray, task: np.ndarray, facts: Facts) -> np.ndarray:
+    """The same episodes one after another, as frames [frames, height, width, 3]: a way grows step by step."""
+    frames = []
+    for one in shown_of(len(history)):
+        so_far = history[one, :, REWARD].cumsum()
+        for step in range(history.shape[1]):
+            title = f"episode {one + 1}: {so_far[step]}"
+            frames.append(room(history[one, : step + 1, PLACE], marks(task, facts), title))
+    return np.stack(frames)
+
+
+def shown_of(num: int) -> list[int]:
+    """The episodes that are drawn, of so many: the first ones and the last."""
+    return [*range(min(NUM_SHOWN - 1, num - 1)), num - 1]
 
 
 def marks(task: np.ndarray, facts: Facts) -> list[tuple[int, tuple[int, int, int]]]:

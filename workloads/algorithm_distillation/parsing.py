@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from contracts.errors import SlipwayError
 from contracts.records import Record, Records
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.histories import Histories, returns
+from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryParse
 from workloads.algorithm_distillation.splitting import split_tasks
 
@@ -59,8 +61,16 @@ def parse(raw: Path, settings: HistoryParse) -> Iterator[Record]:
 
 
 def facts(raw: Path, records: Records) -> dict[str, Any]:
-    """What the histories are of; `histories` names their bytes, so that other histories are another run."""
-    index = Histories(raw).index
+    """What the histories are of; `histories` names their bytes, so that other histories are another run.
+
+    Raises:
+        SlipwayError: when there is nothing in them to distil.
+    """
+    found, index = look(records), Histories(raw).index
+    for line in found.findings:
+        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
+    if found.fault:
+        raise SlipwayError(found.fault)
     digest = hashlib.blake2b(digest_size=16)
     for part in index["parts"]:
         with (raw / f"{part}.npy").open("rb") as file:

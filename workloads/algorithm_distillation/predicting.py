@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from contracts.errors import SlipwayError
 from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
-from workloads.algorithm_distillation.drawing import picture
+from workloads.algorithm_distillation.drawing import film, picture
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.histories import ACTION, returns
 from workloads.algorithm_distillation.rolling import play, random_returns
@@ -49,7 +49,7 @@ def gallery(run: Run, records: Records, settings: DistillationSettings, facts: F
         found = returns(history)
         optimum = int(ENVIRONMENTS[facts["environment"]].optimum(task)[0])
         caption = f"{row.key}: {found[0]} of {optimum} in the first episode, {found[-1]} in the last"
-        yield caption, picture(history, task[0], facts)
+        yield caption, film(history, task[0], facts)
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,22 @@ class Played:
     facts: Facts = field(default_factory=dict)
     error: str | None = None
 
+    @property
+    def returns(self) -> list[int]:
+        return returns(self.history).tolist()
+
     def json(self) -> dict[str, Any]:
         if self.error:
             return {"name": self.name, "error": self.error}
         actions = self.history[:, :-1, ACTION].tolist()
-        found = returns(self.history).tolist()
-        return {"name": self.name, "task": self.task, "optimum": self.optimum, "returns": found, "actions": actions}
+        return {"name": self.name, "task": self.task, "optimum": self.optimum, "returns": self.returns, "actions": actions}
 
     def draw(self) -> np.ndarray:
         return picture(self.history, np.array(self.task), self.facts)
+
+    def film(self) -> np.ndarray:
+        """The same step by step, [frames, height, width, 3]."""
+        return film(self.history, np.array(self.task), self.facts)
 
 
 def predict(run: Run, source: Path, settings: DistillationSettings, facts: Facts) -> Iterator[Played]:
@@ -86,13 +93,45 @@ def predict(run: Run, source: Path, settings: DistillationSettings, facts: Facts
         except SlipwayError as error:
             yield Played(name, error=str(error))
             continue
-        keys = [f"{name}/{number}" for number in range(len(tasks))]
-        for start in range(0, len(tasks), settings.evaluate.batch_size):
-            part = slice(start, start + settings.evaluate.batch_size)
-            optima = ENVIRONMENTS[facts["environment"]].optimum(tasks[part]).tolist()
-            histories = play(run, tasks[part], keys[part], settings.train, facts)
-            for key, task, optimum, history in zip(keys[part], tasks[part].tolist(), optima, histories, strict=True):
-                yield Played(key, task, optimum, history, facts)
+        yield from play_all(run, tasks, [f"{name}/{number}" for number in range(len(tasks))], settings, facts)
+
+
+def rollouts(
+    run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
+) -> Iterator[Played]:
+    """So many rollouts on each task of these names, "0,8" for one; on the hardest task where there are none.
+
+    Raises:
+        SlipwayError: for a name that is no task.
+    """
+    kind = ENVIRONMENTS[facts["environment"]]
+    known = kind.tasks()
+    tasks = [task_named(name, known) for name in names] or [known[kind.difficulty(known).argmax()]]
+    keys = [f"{'-'.join(map(str, task))}.{seed + time}" for task in tasks for time in range(times)]
+    return play_all(run, np.repeat(tasks, times, axis=0), keys, settings, facts)
+
+
+def task_named(name: str, known: np.ndarray) -> np.ndarray:
+    """The task that a user writes as numbers with commas."""
+    try:
+        task = np.array([int(part) for part in name.split(",")])
+    except ValueError:
+        task = np.zeros(0, np.int64)
+    if len(task) != known.shape[1] or not (known == task).all(1).any():
+        raise SlipwayError(f"{name!r} is no task of this environment; {','.join(map(str, known[-1].tolist()))} is one")
+    return task
+
+
+def play_all(
+    run: Run, tasks: np.ndarray, keys: Sequence[str], settings: DistillationSettings, facts: Facts
+) -> Iterator[Played]:
+    """A rollout on each task, as many at once as the settings say."""
+    for start in range(0, len(tasks), settings.evaluate.batch_size):
+        part = slice(start, start + settings.evaluate.batch_size)
+        optima = ENVIRONMENTS[facts["environment"]].optimum(tasks[part]).tolist()
+        histories = play(run, tasks[part], keys[part], settings.train, facts)
+        for key, task, optimum, history in zip(keys[part], tasks[part].tolist(), optima, histories, strict=True):
+            yield Played(key, task, optimum, history, facts)
 
 
 def read_tasks(path: Path, environment: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from contracts.workload import Chart, Measure, Scores
 from workloads.algorithm_distillation.settings import RolloutEvaluate
 
 METRIC = "return_of_optimum"
+# The bootstrap: how often rollouts are drawn again, and the part of the draws that a band holds.
+NUM_DRAWS, BAND = 500, (0.025, 0.975)
 
 
 def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
@@ -29,6 +31,8 @@ def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
         "random": float(chance.mean()),
         "worst_task": min(row["return_of_optimum"] for row in by_task(found, model, last)),
     }
+    draws = resampled([one["group"] for one in found])
+    metrics["low"], metrics["high"] = band(model[:, last].mean(1)[draws].mean(1))
     episodes = list(range(1, model.shape[1] + 1))
     lines = {
         "model": (episodes, model.mean(0).tolist()),
@@ -36,8 +40,28 @@ def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
         "random": (episodes, [metrics["random"]] * len(episodes)),
         "optimum": (episodes, [1.0] * len(episodes)),
     }
-    chart = Chart("Learning in context, with frozen weights", "lines", "episode", "return, share of the optimum", lines)
+    bands = {"model": band(model[draws].mean(1)), "source": band(source[draws].mean(1))}
+    title, y = "Learning in context, with frozen weights", "return, share of the optimum"
+    chart = Chart(title, "lines", "episode", y, lines, "model", bands)
     return Scores(metrics, by_task(found, model, last), [chart], meanings(settings))
+
+
+def resampled(groups: Sequence[str]) -> np.ndarray:
+    """Rows of rollouts drawn again, int64 [draws, rollouts]: tasks with replacement, and of each its rollouts likewise."""
+    rng = np.random.default_rng(0)
+    rows = {name: np.flatnonzero(np.array(groups) == name) for name in dict.fromkeys(groups)}
+    longest = max(map(len, rows.values()))
+    table = np.stack([np.resize(found, longest) for found in rows.values()])
+    sizes = np.array([len(found) for found in rows.values()])
+    tasks = rng.integers(len(table), size=(NUM_DRAWS, len(table), 1))
+    rollouts = (rng.random((NUM_DRAWS, len(table), longest)) * sizes[tasks]).astype(np.int64)
+    return table[tasks, rollouts].reshape(NUM_DRAWS, -1)
+
+
+def band(means: np.ndarray) -> tuple[Any, Any]:
+    """Between which values most of the draws lie, along the first axis: a number each, or a list."""
+    low, high = np.quantile(means, BAND, axis=0).tolist()
+    return low, high
 
 
 def shares(found: list[Measure], name: str) -> np.ndarray:
@@ -71,5 +95,7 @@ def meanings(settings: RolloutEvaluate) -> dict[str, str]:
         "first_episode": "The same in the first episode, before anything could be learnt in context.",
         "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes.",
         "random": "What random actions get.",
+        "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number: from",
+        "high": "to.",
         "worst_task": "The same as the first, on the task that is learnt worst.",
     }

@@ -46,9 +46,9 @@ def run(tiny: Tiny) -> Run:
     return torch_run(graphs(learner, tiny.settings.train, tiny.facts), "cpu")
 
 
-def test_the_gallery_shows_episodes_side_by_side(tiny: Tiny, run: Run) -> None:
-    caption, picture = next(WORKLOAD.gallery(run, tiny.records.split("test").take([0]), tiny.settings, tiny.facts))
-    assert "in the first episode" in caption and picture.dtype == np.uint8 and picture.shape[1] > 3 * picture.shape[0]
+def test_the_gallery_shows_the_first_episodes_and_the_last_step_by_step(tiny: Tiny, run: Run) -> None:
+    caption, film = next(WORKLOAD.gallery(run, tiny.records.split("test").take([0]), tiny.settings, tiny.facts))
+    assert "in the first episode" in caption and film.dtype == np.uint8 and len(film) == 6 * 21
 
 
 def test_tasks_of_ones_own_are_played_and_drawn(tiny: Tiny, run: Run, tmp_path: Path) -> None:

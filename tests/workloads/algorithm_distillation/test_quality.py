@@ -1,0 +1,74 @@
+"""Whether there is anything to distil is said before training: the original's histories held nothing, and nobody knew."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contracts.errors import SlipwayError
+from contracts.records import Record, Records, write_records
+from workloads.algorithm_distillation import WORKLOAD
+from workloads.algorithm_distillation.collecting import collect
+from workloads.algorithm_distillation.histories import Histories, write_part
+from workloads.algorithm_distillation.quality import look
+from workloads.algorithm_distillation.settings import HistoryDownload
+
+from .conftest import Tiny
+
+
+def parsed(raw: Path, folder: Path) -> Records:
+    inputs, targets = WORKLOAD.schema()
+    found = (one for one in WORKLOAD.parse(raw, WORKLOAD.Settings(), processes=1) if isinstance(one, Record))
+    write_records(folder, found, inputs=inputs, targets=targets, shares=(0.8, 0.1, 0.1))
+    return Records.open(folder, root=raw)
+
+
+def collected(folder: Path, **settings: object) -> Path:
+    collect(folder / "raw", HistoryDownload.model_validate({"num_samples": 324, **settings}), folder / "store")
+    return folder / "raw"
+
+
+def test_the_explorers_discovery_is_there_and_can_be_seen(tiny: Tiny) -> None:
+    found = look(tiny.records)
+    assert found.fault is None and found.warnings == []
+    assert found.gain > 0.6 and found.seen > 0.6 and found.towards < 0.55
+    assert found.entropy[-1] < 0.3 and found.returns[-1] == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_source_that_acts_at_random_is_refused(tmp_path: Path) -> None:
+    """Such were the first 160 steps of PPO, the only ones that the original trained on: entropy 1.609 of ln 5."""
+    raw = collected(tmp_path, noise=1.0, episodes=8)
+    records = parsed(raw, tmp_path / "parse")
+    with pytest.raises(SlipwayError, match=r"does not learn in the histories that are shown.*There is nothing to distil"):
+        WORKLOAD.facts(raw, records, WORKLOAD.Settings())
+
+
+def test_random_actions_that_are_targets_have_the_entropy_of_chance(tmp_path: Path) -> None:
+    raw = collected(tmp_path, noise=1.0, episodes=8, num_samples=3240)
+    histories = Histories(raw)
+    for part in histories.index["parts"]:
+        array = np.array(histories.array(part))
+        array[..., 3] = 0
+        write_part(raw, part, array, np.load(raw / f"{part}.rows.npy"))
+    assert look(parsed(raw, tmp_path / "parse")).entropy == pytest.approx([math.log(5)] * 8, abs=0.12)  # ten learners a task
+
+
+def test_histories_whose_discovery_was_cut_away_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shown from the fourth episode on, most goals are known from the start: a model learns to copy, not to explore."""
+    raw = collected(tmp_path, episodes=8)
+    index = json.loads((raw / "histories.json").read_text())
+    for part in index["parts"]:
+        write_part(raw, part, np.load(raw / f"{part}.npy")[:, 3:], np.load(raw / f"{part}.rows.npy"))
+    (raw / "histories.json").write_text(json.dumps({**index, "episodes": 5}))
+    WORKLOAD.facts(raw, parsed(raw, tmp_path / "parse"), WORKLOAD.Settings())
+    assert "of the discoveries can be seen" in capsys.readouterr().err
+
+
+def test_the_report_is_a_page_and_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
+    found = WORKLOAD.quality(tiny.records, tiny.settings, tiny.facts, tmp_path)
+    assert json.loads((tmp_path / "quality.json").read_text())["findings"] == found["findings"]
+    assert (tmp_path / "quality.md").read_text().count("\n| ") == 2 + 24

@@ -1,0 +1,155 @@
+"""Whether there is anything to distil: what of the source's learning can be seen in its histories, before any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contracts.files import write_json
+from contracts.records import Records
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.environments.room import DISTANCE, NUM_ACTIONS, NUM_CELLS
+from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD, Histories, gather
+
+# Histories that are looked at, and below or above what something is wrong with them.
+MOST = 4096
+LEAST_GAIN, SMALL_GAIN = 0.02, 0.2
+LEAST_SEEN = 0.5
+MOST_TOWARDS = 0.65
+
+
+@dataclass(frozen=True)
+class Quality:
+    """`returns` are shares of the optimum and `entropy` nats of the meant actions where the task and the cell are known, both
+    an episode each; ln 5 is chance, 0 a fixed habit.
+
+    `gain` is the return of the last third of the episodes over that of the first episode. Of the histories that are ever
+    rewarded, `seen` is the share whose first reward comes after an episode without any: their discovery can be seen. In such
+    episodes `towards` is the share of the moves, of those that come nearer to it or go away from it, that come nearer to what
+    is not known yet; NaN where there are none.
+    """
+
+    returns: list[float]
+    entropy: list[float]
+    gain: float
+    rewarded: float
+    seen: float
+    towards: float
+
+    @property
+    def fault(self) -> str | None:
+        """Why training on these histories teaches nothing; None where it may."""
+        if self.gain >= LEAST_GAIN:
+            return None
+        return (
+            f"the source does not learn in the histories that are shown: its return goes from {self.returns[0]:.3f} of the optimum in "
+            f"the first episode to {self.returns[0] + self.gain:.3f} in the last ones, and the entropy of its actions is "
+            f"{self.entropy[-1]:.2f} of {math.log(NUM_ACTIONS):.2f} at the end. There is nothing to distil: collect longer histories "
+            "(download.episodes), or let another algorithm learn (download.source)"
+        )
+
+    @property
+    def findings(self) -> list[str]:
+        """What a user should know, a sentence each."""
+        found = [
+            f"return, as a share of the optimum: {self.returns[0]:.2f} in the first episode, {self.returns[-1]:.2f} in the last",
+            f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {self.entropy[0]:.2f} in the first episode, "
+            f"{self.entropy[-1]:.2f} in the last",
+            f"{self.rewarded:.0%} of the histories are ever rewarded; of those, {self.seen:.0%} show episodes without any reward before",
+        ]
+        return found + [f"warning: {one}" for one in self.warnings]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is likely to make a model that imitates instead of learning."""
+        found = []
+        if LEAST_GAIN <= self.gain < SMALL_GAIN:
+            found.append(
+                f"the source gains only {self.gain:.2f} of the optimum over the shown episodes: more of them show more"
+            )
+        if self.rewarded and self.seen < LEAST_SEEN:
+            found.append(
+                f"only {self.seen:.0%} of the discoveries can be seen: the other histories begin with what was found out before, and "
+                "a model learns to copy their actions instead of exploring. Histories must be whole, from the first episode on"
+            )
+        if self.towards > MOST_TOWARDS:
+            found.append(
+                f"before anything was rewarded, {self.towards:.0%} of the moves go towards what is not known yet: the source gives "
+                "the task away by its actions. It must explore without knowing the task"
+            )
+        return found
+
+
+def look(records: Records) -> Quality:
+    """What the training histories are like: of so many of them at most, evenly spread."""
+    histories = Histories(records.root)
+    environment = ENVIRONMENTS[histories.index["environment"]]
+    train = records.split("train")
+    train = train.take(np.linspace(0, len(train) - 1, min(len(train), MOST)).astype(np.int64))
+    rows = list(train)
+    numbers = {name: number for number, name in enumerate(histories.index["parts"])}
+    arrays = [histories.array(name) for name in numbers]
+    parts = np.array([numbers[row.inputs["part"]] for row in rows])
+    moments = gather(arrays, parts, np.array([row.inputs["row"] for row in rows]))
+    groups = np.unique([row.group for row in rows], return_inverse=True)[1]
+    optimum = environment.optimum(np.array([row.inputs["task"] for row in rows]))
+    shares = moments[..., REWARD].sum(-1) / optimum[:, None]
+    rewarded = shares > 0
+    first = np.where(rewarded.any(1), rewarded.argmax(1), -1)
+    curve = shares.mean(0)
+    return Quality(
+        returns=curve.tolist(),
+        entropy=list(entropies(moments, groups)),
+        gain=float(curve[-max(1, len(curve) // 3) :].mean() - curve[0]),
+        rewarded=float((first >= 0).mean()),
+        seen=float((first > 0).sum() / max((first >= 0).sum(), 1)),
+        towards=towards(moments, first),
+    )
+
+
+def entropies(moments: np.ndarray, groups: np.ndarray) -> Iterator[float]:
+    """For each episode the mean entropy of the meant actions given task and cell, with Miller and Madow's correction."""
+    for episode in range(moments.shape[1]):
+        steps = moments[:, episode, :-1]
+        place = groups[:, None] * NUM_CELLS + steps[..., PLACE]
+        counts = np.zeros(((groups.max() + 1) * NUM_CELLS, NUM_ACTIONS))
+        meant = steps[..., RANDOM] == 0
+        np.add.at(counts, (place[meant], steps[..., ACTION][meant]), 1)
+        num = counts.sum(1, keepdims=True)
+        share = counts / np.maximum(num, 1)
+        plain = -(share * np.log(np.maximum(share, 1e-12))).sum(1)
+        corrected = np.minimum(plain + (np.count_nonzero(counts, axis=1) - 1) / (2 * np.maximum(num[:, 0], 1)), math.log(5))
+        yield float((corrected * num[:, 0]).sum() / max(num.sum(), 1))
+
+
+def towards(moments: np.ndarray, first: np.ndarray) -> float:
+    """See `Quality`: over the episodes before the first that is rewarded, of which the cell is known only afterwards."""
+    nearer = away = 0
+    for row in np.flatnonzero(first > 0):
+        found = moments[row, first[row]]
+        goal = int(found[found[:, REWARD] > 0][0, PLACE])
+        before = moments[row, : first[row]]
+        distance = DISTANCE[before[..., PLACE], goal]
+        change = np.diff(distance, axis=1)[before[:, :-1, RANDOM] == 0]
+        nearer, away = nearer + (change < 0).sum(), away + (change > 0).sum()
+    return float(nearer / (nearer + away)) if nearer + away else math.nan
+
+
+def quality(records: Records, folder: Path) -> dict[str, Any]:
+    """Write quality.md and quality.json to `folder`, and give what the latter holds."""
+    found = look(records)
+    numbers = {**asdict(found), "fault": found.fault, "findings": [*found.findings, *([found.fault] if found.fault else [])]}
+    write_json(folder / "quality.json", numbers)
+    rows = [
+        f"| {number} | {value:.3f} | {chance:.3f} |"
+        for number, (value, chance) in enumerate(zip(found.returns, found.entropy, strict=True), 1)
+    ]
+    table = ["| episode | return, share of the optimum | entropy of the meant actions |", "| --- | --- | --- |", *rows]
+    text = ["# What the source's histories show", "", *(f"* {one}" for one in numbers["findings"]), "", *table, ""]
+    (folder / "quality.md").write_text("\n".join(text), encoding="utf-8")
+    return numbers
