@@ -46,7 +46,7 @@ def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
     for name, part in track(list(parts.items()), f"collecting histories of {settings.source}"):
         if not is_whole(work, name):
             rng = np.random.default_rng([settings.seed, int(name.removeprefix("part-"))])
-            source = SOURCES[settings.source](environment, tasks[part[:, 0]], rng)
+            source = SOURCES[settings.source](environment, tasks[part[:, 0]], rng, episodes=settings.episodes)
             histories = learn(source, environment(tasks[part[:, 0]]), rng, episodes=settings.episodes, noise=settings.noise)
             write_part(work, name, histories, part)
     index = {"environment": settings.environment, "source": settings.source, "episodes": settings.episodes}

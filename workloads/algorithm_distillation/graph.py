@@ -1,4 +1,4 @@
-"""The graph that ships: one moment and the cache of those before to the next action, and to what joins the cache."""
+"""The graphs that ship: one moment and the cache of those before to the next action; and a window to its latents."""
 
 from __future__ import annotations
 
@@ -28,29 +28,55 @@ class Step(nn.Module):
         return self.learner.step(tokens, position, cache)
 
 
+class Compress(nn.Module):
+    """See `Learner.compress`."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, latents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.learner.compress(latents, tokens)
+
+
 def graphs(learner: Learner, settings: DistillationTrain, facts: Facts) -> dict[str, Graph]:
-    """The step, of a copy on the CPU."""
-    module = Step(copy.deepcopy(learner).cpu().float().requires_grad_(False)).eval()
+    """The step, and where histories are cut into windows what is done at their ends; of a copy on the CPU."""
+    learner = copy.deepcopy(learner).cpu().float().requires_grad_(False).eval()
+    made = {"step": step_graph(learner, settings, facts)}
+    return made if learner.compressor is None else {**made, "compress": compress_graph(learner, settings)}
+
+
+def compress_graph(learner: Learner, settings: DistillationTrain) -> Graph:
+    return Graph(
+        module=Compress(learner).eval(),
+        inputs={
+            "latents": np.zeros((1, settings.latents, settings.width), np.float32),
+            "tokens": np.zeros((1, learner.window, len(FIELDS)), np.int64),
+        },
+        outputs=("latents_after", "cache"),
+        dynamic={name: {0: "batch"} for name in ("latents", "tokens", "latents_after", "cache")},
+    )
+
+
+def step_graph(learner: Learner, settings: DistillationTrain, facts: Facts) -> Graph:
     shape = (1, settings.layers, 2, settings.heads, 2, settings.width // settings.heads)
-    return {
-        "step": Graph(
-            module=module,
-            inputs={
-                "tokens": np.zeros((1, len(FIELDS)), np.int64),
-                "position": np.zeros(1, np.int64),
-                "cache": np.zeros(shape, np.float32),
-            },
-            outputs=("logits", "fresh"),
-            dynamic={
-                "tokens": {0: "batch"},
-                "position": {0: "batch"},
-                "cache": {0: "batch", 4: "capacity"},
-                "logits": {0: "batch"},
-                "fresh": {0: "batch"},
-            },
-            preprocessing=preprocessing(facts),
-        )
-    }
+    return Graph(
+        module=Step(learner).eval(),
+        inputs={
+            "tokens": np.zeros((1, len(FIELDS)), np.int64),
+            "position": np.zeros(1, np.int64),
+            "cache": np.zeros(shape, np.float32),
+        },
+        outputs=("logits", "fresh"),
+        dynamic={
+            "tokens": {0: "batch"},
+            "position": {0: "batch"},
+            "cache": {0: "batch", 4: "capacity"},
+            "logits": {0: "batch"},
+            "fresh": {0: "batch"},
+        },
+        preprocessing=preprocessing(facts),
+    )
 
 
 def preprocessing(facts: Facts) -> dict[str, Any]:

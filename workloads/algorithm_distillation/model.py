@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
 from workloads.algorithm_distillation.settings import DistillationTrain
+from workloads.algorithm_distillation.tokens import STEP
 
 
 class Attention(nn.Module):
@@ -21,11 +23,15 @@ class Attention(nn.Module):
         self.inner = nn.Linear(width, 3 * width)
         self.outer = nn.Linear(width, width)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [B, L, width], each position sees itself and those before."""
+    def forward(self, hidden: torch.Tensor, *, causal: bool = True) -> torch.Tensor:
+        """hidden [B, L, width]; each position sees itself and those before, or all."""
+        return self.remembered(hidden, causal=causal)[0]
+
+    def remembered(self, hidden: torch.Tensor, *, causal: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the keys and values, [B, 2, heads, L, size]."""
         queries, keys, values = self._split(hidden)
-        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        return self.outer(found.transpose(1, 2).flatten(2))
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return self.outer(found.transpose(1, 2).flatten(2)), torch.stack([keys, values], dim=1)
 
     def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [B, 1, width], cache [B, 2, heads, C, size] of which `there` [B, 1, 1, C] is filled.
@@ -53,9 +59,15 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden))
+    def forward(self, hidden: torch.Tensor, *, causal: bool = True) -> torch.Tensor:
+        hidden = hidden + self.attention(self.attention_norm(hidden), causal=causal)
         return hidden + self.layers(self.norm(hidden))
+
+    def remembered(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Attention.remembered`."""
+        found, kept = self.attention.remembered(self.attention_norm(hidden))
+        hidden = hidden + found
+        return hidden + self.layers(self.norm(hidden)), kept
 
     def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Attention.step`."""
@@ -64,9 +76,29 @@ class Block(nn.Module):
         return hidden + self.layers(self.norm(hidden)), fresh
 
 
+class Compressor(nn.Module):
+    """The latents before, and a window that has ended, to as many latents: what is to be known of all that was."""
+
+    def __init__(self, settings: DistillationTrain) -> None:
+        super().__init__()
+        shape = (settings.latents, settings.width)
+        self.places, self.questions = (nn.Parameter(0.02 * torch.randn(shape)) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(settings.width, settings.heads) for _ in range(settings.encoder_layers))
+        self.norm = nn.LayerNorm(settings.width)
+
+    def forward(self, latents: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+        """latents [B, latents, width], zeros before the first window; window [B, L, width], embedded; gives latents."""
+        questions = self.questions.expand(window.shape[0], -1, -1)
+        hidden = torch.cat([latents + self.places, window, questions], dim=1)
+        for block in self.blocks:
+            hidden = block(hidden, causal=False)
+        return self.norm(hidden[:, -questions.shape[1] :])
+
+
 class Learner(nn.Module):
     """Tokens int [B, L, 7] to logits of the next action, [B, L, 5]. A token is the sum of its numbers' embeddings, which also
-    say where in the history it stands."""
+    say where in the history it stands. With a compressor, windows follow each other, each begun with the latents of all before:
+    in training to the same depth as in use."""
 
     def __init__(self, vocabulary: Sequence[int], settings: DistillationTrain) -> None:
         super().__init__()
@@ -74,6 +106,8 @@ class Learner(nn.Module):
         self.blocks = nn.ModuleList(Block(settings.width, settings.heads) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.width)
         self.head = nn.Linear(settings.width, NUM_ACTIONS)
+        self.window = (settings.window or 0) * vocabulary[STEP]
+        self.compressor = Compressor(settings) if settings.window else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -81,10 +115,33 @@ class Learner(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.embedded(tokens)
+        embedded = self.embedded(tokens)
+        if self.compressor is None:
+            return self.decoded(embedded)
+        windows = embedded.split(self.window, dim=1)
+        latents = torch.zeros(len(tokens), *self.compressor.places.shape, device=tokens.device)
+        found = [self.decoded(windows[0])]
+        for before, window in pairwise(windows):
+            latents = self.compressor(latents, before)
+            found.append(self.decoded(torch.cat([latents, window], dim=1))[:, latents.shape[1] :])
+        return torch.cat(found, dim=1)
+
+    def decoded(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits at positions that see themselves and those before."""
         for block in self.blocks:
             hidden = block(hidden)
         return self.head(self.norm(hidden))
+
+    def compress(self, latents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the end of a window, tokens int [B, window, 7]: the latents, and their keys and values, with which the cache of
+        the next window begins, [B, layers, 2, heads, latents, size]."""
+        assert self.compressor is not None
+        latents = self.compressor(latents, self.embedded(tokens))
+        hidden, kept = latents, []
+        for block in self.blocks:
+            hidden, own = block.remembered(hidden)  # pyright: ignore[reportCallIssue]
+            kept.append(own)
+        return latents, torch.stack(kept, dim=1)
 
     def step(self, tokens: torch.Tensor, position: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One moment: tokens int [B, 7], how many came before [B], and their cache [B, layers, 2, heads, C, size], of which

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from contracts.errors import SlipwayError
 from contracts.workload import Facts
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
 from workloads.algorithm_distillation.model import Learner
@@ -25,17 +26,35 @@ class DistillationObjective(nn.Module):
         self.learner, self.label_smoothing = learner, settings.label_smoothing
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`batch`: tokens int16 [B, L, 7], labels int64 [B, L]. `accuracy` is the share of targets that come out likeliest."""
+        """`batch`: tokens int16 [B, L, 7], labels int64 [B, L]. Beside loss and weight: shares of right actions."""
         labels = batch["labels"]
         there = labels != IGNORED
         logits = self.learner(batch["tokens"])[there].float()
         loss = functional.cross_entropy(logits, labels[there], label_smoothing=self.label_smoothing)
-        accuracy = (logits.detach().argmax(-1) == labels[there]).float().mean()
-        return {"loss": loss, "weight": there.sum().float(), "accuracy": accuracy}
+        right = torch.zeros_like(there)
+        right[there] = logits.detach().argmax(-1) == labels[there]
+        return {"loss": loss, "weight": there.sum().float(), **self._accuracy(right, there)}
+
+    def _accuracy(self, right: torch.Tensor, there: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The share of targets that come out likeliest: of all, and after each number of compressions."""
+        found = {"accuracy": right.sum() / there.sum()}
+        if size := self.learner.window:
+            windows = zip(right.split(size, 1), there.split(size, 1), strict=True)
+            found |= {f"accuracy_depth_{depth}": own.sum() / num.sum() for depth, (own, num) in enumerate(windows)}
+        return found
 
 
 def build(settings: DistillationSettings, facts: Facts) -> DistillationObjective:
-    """The objective with fresh weights."""
+    """The objective with fresh weights.
+
+    Raises:
+        SlipwayError: when a window is as long as the histories.
+    """
+    if settings.train.window and settings.train.window >= facts["episodes"]:
+        raise SlipwayError(
+            f"train.window = {settings.train.window} leaves nothing to compress in histories of {facts['episodes']} episodes: "
+            "make it smaller, or null for none"
+        )
     return DistillationObjective(Learner(Vocabulary.of(facts).sizes, settings.train), settings.train)
 
 

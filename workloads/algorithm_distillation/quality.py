@@ -13,14 +13,14 @@ import numpy as np
 from contracts.files import write_json
 from contracts.records import Records
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
-from workloads.algorithm_distillation.environments.room import DISTANCE, NUM_ACTIONS, NUM_CELLS
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, NUM_CELLS
 from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD, Histories, gather
+from workloads.algorithm_distillation.sources import INFORMED
 
 # Histories that are looked at, and below or above what something is wrong with them.
 MOST = 4096
 LEAST_GAIN, SMALL_GAIN = 0.02, 0.2
 LEAST_SEEN = 0.5
-MOST_TOWARDS = 0.65
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Quality:
     an episode each; ln 5 is chance, 0 a fixed habit.
 
     `gain` is the return of the last third of the episodes over that of the first episode. Of the histories that are ever
-    rewarded, `seen` is the share whose first reward comes after an episode without any: their discovery can be seen. In such
-    episodes `towards` is the share of the moves, of those that come nearer to it or go away from it, that come nearer to what
-    is not known yet; NaN where there are none.
+    rewarded, `seen` is the share whose first reward comes after an episode without any: their discovery can be seen.
+    `informed` says that the source knows the task.
     """
 
     returns: list[float]
@@ -39,7 +38,7 @@ class Quality:
     gain: float
     rewarded: float
     seen: float
-    towards: float
+    informed: bool
 
     @property
     def fault(self) -> str | None:
@@ -77,10 +76,10 @@ class Quality:
                 f"only {self.seen:.0%} of the discoveries can be seen: the other histories begin with what was found out before, and "
                 "a model learns to copy their actions instead of exploring. Histories must be whole, from the first episode on"
             )
-        if self.towards > MOST_TOWARDS:
+        if self.informed:
             found.append(
-                f"before anything was rewarded, {self.towards:.0%} of the moves go towards what is not known yet: the source gives "
-                "the task away by its actions. It must explore without knowing the task"
+                "the source knows the task: there is no discovery in its histories, and what a model learns from them is worth less "
+                "(download.source explorer or q_learning find the task out)"
             )
         return found
 
@@ -108,7 +107,7 @@ def look(records: Records) -> Quality:
         gain=float(curve[-max(1, len(curve) // 3) :].mean() - curve[0]),
         rewarded=float((first >= 0).mean()),
         seen=float((first > 0).sum() / max((first >= 0).sum(), 1)),
-        towards=towards(moments, first),
+        informed=histories.index["source"] in INFORMED,
     )
 
 
@@ -125,19 +124,6 @@ def entropies(moments: np.ndarray, groups: np.ndarray) -> Iterator[float]:
         plain = -(share * np.log(np.maximum(share, 1e-12))).sum(1)
         corrected = np.minimum(plain + (np.count_nonzero(counts, axis=1) - 1) / (2 * np.maximum(num[:, 0], 1)), math.log(5))
         yield float((corrected * num[:, 0]).sum() / max(num.sum(), 1))
-
-
-def towards(moments: np.ndarray, first: np.ndarray) -> float:
-    """See `Quality`: over the episodes before the first that is rewarded, of which the cell is known only afterwards."""
-    nearer = away = 0
-    for row in np.flatnonzero(first > 0):
-        found = moments[row, first[row]]
-        goal = int(found[found[:, REWARD] > 0][0, PLACE])
-        before = moments[row, : first[row]]
-        distance = DISTANCE[before[..., PLACE], goal]
-        change = np.diff(distance, axis=1)[before[:, :-1, RANDOM] == 0]
-        nearer, away = nearer + (change < 0).sum(), away + (change > 0).sum()
-    return float(nearer / (nearer + away)) if nearer + away else math.nan
 
 
 def quality(records: Records, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
 from workloads.algorithm_distillation.histories import ACTION, PLACE, REWARD, empty
 from workloads.algorithm_distillation.settings import DistillationTrain
-from workloads.algorithm_distillation.tokens import Vocabulary, tokens_of
+from workloads.algorithm_distillation.tokens import FIELDS, Vocabulary, tokens_of
 
 SMALLEST_CACHE = 64
 
@@ -31,6 +31,12 @@ class Cache:
         """How many moments there were, int64 [rollouts]."""
         return np.full(len(self.values), self.length)
 
+    def begin_with(self, kept: np.ndarray) -> None:
+        """Forget all, and begin with what is left of it, [rollouts, layers, 2, heads, positions, size]."""
+        self.length = kept.shape[-2]
+        room = np.zeros((*kept.shape[:-2], max(self.length, SMALLEST_CACHE), kept.shape[-1]), np.float32)
+        self.values = np.concatenate([kept, room], axis=-2)
+
     def take_in(self, fresh: np.ndarray) -> None:
         """Add a moment, [rollouts, layers, 2, heads, size]."""
         if self.length == self.values.shape[-2]:
@@ -48,7 +54,14 @@ def play(run: Run, tasks: np.ndarray, keys: Sequence[str], settings: Distillatio
     chances = np.stack([generator(key).random((vocabulary.episodes, vocabulary.horizon)) for key in keys])
     histories = empty(rooms.num, episodes=vocabulary.episodes, horizon=vocabulary.horizon)
     cache = Cache(rooms.num, settings)
+    latents = np.zeros((rooms.num, settings.latents, settings.width), np.float32)
     for episode in range(vocabulary.episodes):
+        if settings.window and episode and episode % settings.window == 0:
+            first = episode - settings.window
+            window = tokens_of(histories[:, first:episode], vocabulary, first=first).reshape(rooms.num, -1, len(FIELDS))
+            left = run("compress", latents=latents, tokens=window.astype(np.int64))
+            latents = left["latents_after"]
+            cache.begin_with(left["cache"])
         moments = histories[:, episode]
         moments[:, 0, PLACE] = rooms.reset()
         for step in range(vocabulary.horizon + 1):

@@ -25,7 +25,7 @@ class HistoryDownload(DownloadSettings):
     """
 
     environment: Literal["darkroom", "darkroom_permuted", "dark_key_to_door"] = "darkroom"
-    source: Literal["explorer"] = "explorer"
+    source: Literal["explorer", "noisy_optimum", "q_learning"] = "explorer"
     num_samples: Annotated[int, Field(ge=1)] = 5670
     num_tasks: Annotated[int, Field(ge=3)] | None = None
     episodes: Annotated[int, Field(ge=1, le=1000)] = 24
@@ -44,11 +44,18 @@ class HistoryParse(ParseSettings):
 
 
 class DistillationTrain(TrainSettings):
-    """The transformer's size. `betas` are AdamW's."""
+    """The transformer's size. `betas` are AdamW's.
+
+    `window` cuts histories into so many episodes; what lies before a window is known by `latents` alone, which are made of the
+    latents before and of the window that ends, by as many `encoder_layers` (compressed AD). None: the whole history is seen.
+    """
 
     width: Annotated[int, Field(ge=1)] = 64
     heads: Annotated[int, Field(ge=1)] = 2
     layers: Annotated[int, Field(ge=1)] = 3
+    window: Annotated[int, Field(ge=1)] | None = None
+    latents: Annotated[int, Field(ge=1)] = 20
+    encoder_layers: Annotated[int, Field(ge=1)] = 2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
 

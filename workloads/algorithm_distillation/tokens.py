@@ -14,6 +14,7 @@ from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, RE
 
 # x and y now and a step before, the action and the reward between (as one number), the step in the episode, the episode.
 FIELDS = ("x", "y", "x before", "y before", "action and reward", "step", "episode")
+STEP = FIELDS.index("step")
 IGNORED = -100
 NOWHERE = SIZE  # the coordinate before an episode's first moment
 

@@ -18,7 +18,7 @@ from workloads.algorithm_distillation.sources import SOURCES
 
 def learnt(environment: str, source: str, tasks: np.ndarray, *, episodes: int, noise: float = 0.0) -> np.ndarray:
     rng, kind = np.random.default_rng(0), ENVIRONMENTS[environment]
-    return learn(SOURCES[source](kind, tasks, rng), kind(tasks), rng, episodes=episodes, noise=noise)
+    return learn(SOURCES[source](kind, tasks, rng, episodes=episodes), kind(tasks), rng, episodes=episodes, noise=noise)
 
 
 def some_tasks(environment: str, num: int) -> np.ndarray:
@@ -34,7 +34,25 @@ def test_the_explorer_learns_every_environment_to_its_optimum(environment: str) 
     assert shares[:, -1].mean() > 0.98
 
 
-@pytest.mark.parametrize("source", ["explorer"])
+@pytest.mark.parametrize(("source", "episodes", "share"), [("q_learning", 60, 0.9), ("noisy_optimum", 30, 0.98)])
+def test_every_other_source_learns_darkroom_too(source: str, episodes: int, share: float) -> None:
+    tasks = some_tasks("darkroom", 100)
+    shares = returns(learnt("darkroom", source, tasks, episodes=episodes)) / Darkroom.optimum(tasks)[:, None]
+    assert shares[:, 0].mean() < 0.2
+    assert shares[:, -1].mean() > share
+
+
+def test_q_learning_finds_out_what_actions_mean_and_uses_the_key() -> None:
+    for environment, episodes, share in (("darkroom_permuted", 100, 0.3), ("dark_key_to_door", 60, 0.7)):
+        tasks = some_tasks(environment, 50)
+        found = (
+            returns(learnt(environment, "q_learning", tasks, episodes=episodes))
+            / ENVIRONMENTS[environment].optimum(tasks)[:, None]
+        )
+        assert found[:, :5].mean() < 0.3 and found[:, -5:].mean() > share
+
+
+@pytest.mark.parametrize("source", ["explorer", "q_learning"])
 def test_a_source_does_the_same_whatever_the_task_until_it_is_rewarded(source: str) -> None:
     near, far = (learnt("darkroom", source, np.array([task] * 50), episodes=3) for task in ((0, 8), (8, 0)))
     before_reward = ~((near[..., REWARD] + far[..., REWARD]).reshape(50, -1).cumsum(1) > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.workload import Run
+from contracts.errors import SlipwayError
+from contracts.workload import Arrays, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
 from tasks.export import describe_graph, write_onnx
@@ -17,17 +19,22 @@ from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.histories import ACTION, returns
 from workloads.algorithm_distillation.objective import DistillationObjective, build, make_optimizer
-from workloads.algorithm_distillation.rolling import Cache, chosen, play
+from workloads.algorithm_distillation.rolling import chosen, play
 from workloads.algorithm_distillation.saving import load, save
-from workloads.algorithm_distillation.tokens import IGNORED
+from workloads.algorithm_distillation.settings import DistillationSettings
+from workloads.algorithm_distillation.tokens import IGNORED, Vocabulary, tokens_of
 
 from .conftest import Tiny
 
 
-def fresh(tiny: Tiny, *, strong: bool = False) -> DistillationObjective:
+def settings_with(tiny: Tiny, window: int | None) -> DistillationSettings:
+    return tiny.settings.model_copy(update={"train": tiny.settings.train.model_copy(update={"window": window})})
+
+
+def fresh(tiny: Tiny, *, strong: bool = False, window: int | None = None) -> DistillationObjective:
     """An objective with fresh weights; `strong` ones make every part of the network matter."""
     torch.manual_seed(0)
-    objective = build(tiny.settings, tiny.facts).eval()
+    objective = build(settings_with(tiny, window), tiny.facts).eval()
     if strong:
         with torch.no_grad():
             for value in objective.parameters():
@@ -80,18 +87,60 @@ def test_the_action_depends_on_the_first_episode_to_the_end(tiny: Tiny) -> None:
     assert (learner(tokens)[0, -1] - learner(changed)[0, -1]).abs().max() > 1e-4
 
 
-def test_steps_with_a_cache_give_what_the_whole_gives_at_once(tiny: Tiny) -> None:
-    """All of it: the original's evaluation left out a norm, and its cache ignored what came first."""
-    learner, tokens = fresh(tiny, strong=True).learner, batch_of(tiny, 2)["tokens"]
-    cache = Cache(2, tiny.settings.train)
-    found = []
+@pytest.mark.parametrize("window", [None, 6, 7])
+def test_a_rollout_asks_the_model_exactly_what_training_asked(tiny: Tiny, window: int | None) -> None:
+    """Also where windows are compressed: at their ends alone, as often as in training, from the same latents. The original
+    compressed again at every step, to depths that it was never trained at."""
+    settings = settings_with(tiny, window).train
+    learner = fresh(tiny, strong=True, window=window).learner
+    run = torch_run(graphs(learner, settings, tiny.facts), "cpu")
+    asked: list[str] = []
+    logits: list[np.ndarray] = []
+
+    def listening(graph: str, /, **arrays: np.ndarray) -> Arrays:
+        asked.append(graph)
+        found = run(graph, **arrays)
+        if graph == "step":
+            logits.append(found["logits"])
+        return found
+
+    history = play(listening, np.array([[0, 8], [7, 7]]), ["a", "b"], settings, tiny.facts)
+    tokens = tokens_of(history, Vocabulary.of(tiny.facts)).reshape(2, -1, 7)
     with torch.no_grad():
-        for place in range(tokens.shape[1]):
-            logits, own = learner.step(tokens[:, place], torch.from_numpy(cache.position), torch.from_numpy(cache.values))
-            cache.take_in(own.numpy())
-            found.append(logits)
-        wanted = learner(tokens)
-    assert torch.allclose(torch.stack(found, 1), wanted, atol=2e-4)
+        wanted = learner(torch.from_numpy(tokens))
+    assert torch.allclose(torch.from_numpy(np.stack(logits, axis=1)), wanted, atol=2e-4)
+    assert asked.count("compress") == (0 if window is None else 3)
+
+
+def test_what_is_before_a_window_is_known_by_the_latents_alone(tiny: Tiny) -> None:
+    learner, tokens = fresh(tiny, strong=True, window=6).learner, batch_of(tiny, 1)["tokens"]
+    changed = tokens.clone()
+    changed[:, 30, 4] = (changed[:, 30, 4] + 1) % 10
+    one, other = learner(tokens)[0], learner(changed)[0]
+    assert torch.equal(one[:30], other[:30])
+    assert not any(torch.equal(one[place], other[place]) for place in (31, 127, 300, 503))
+    assert learner.compressor is not None
+    with torch.no_grad():
+        learner.compressor.norm.weight.zero_()
+    assert torch.equal(learner(tokens)[0, 126:], learner(changed)[0, 126:])
+
+
+def test_the_accuracy_of_each_depth_is_told(tiny: Tiny) -> None:
+    found = fresh(tiny, window=6)(batch_of(tiny, 2))
+    depths = [float(found[f"accuracy_depth_{depth}"]) for depth in range(4)]
+    assert float(found["accuracy"]) == pytest.approx(sum(depths) / 4, abs=0.02)
+    assert "accuracy_depth_4" not in found
+
+
+def test_every_weight_of_the_compressor_is_taught(tiny: Tiny) -> None:
+    objective = fresh(tiny, window=6)
+    objective(batch_of(tiny, 2))["loss"].backward()
+    assert all(value.grad is not None and bool(value.grad.any()) for value in objective.parameters())
+
+
+def test_a_window_as_long_as_the_histories_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(SlipwayError, match="train.window = 24 leaves nothing to compress in histories of 24 episodes"):
+        fresh(tiny, window=24)
 
 
 def test_what_lies_behind_the_position_is_not_looked_at(tiny: Tiny) -> None:
@@ -108,31 +157,30 @@ def test_what_lies_behind_the_position_is_not_looked_at(tiny: Tiny) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """The step by torch and by ONNX Runtime."""
-    import json
-
+    """The graphs by torch and by ONNX Runtime, with a compressor, so that all of them are there."""
     home = tmp_path_factory.mktemp("export")
-    made = graphs(fresh(tiny, strong=True).learner, tiny.settings.train, tiny.facts)
-    write_onnx(made["step"], home / "graphs" / "step.onnx", tiny.settings.export)
+    made = graphs(fresh(tiny, strong=True, window=6).learner, settings_with(tiny, 6).train, tiny.facts)
+    for name, graph in made.items():
+        write_onnx(graph, home / "graphs" / f"{name}.onnx", tiny.settings.export)
     described = {"workload": "algorithm_distillation", "settings": {}, "facts": {}, "recipe": "fp32"}
-    (home / "artifact.json").write_text(
-        json.dumps({**described, "graphs": {"step": describe_graph("step", made["step"])}}), encoding="utf-8"
-    )
+    described["graphs"] = {name: describe_graph(name, graph) for name, graph in made.items()}
+    (home / "artifact.json").write_text(json.dumps(described), encoding="utf-8")
     return torch_run(made, "cpu"), open_run(home, threads=1)
 
 
 def test_the_exported_step_does_the_same_actions_as_torch_on_a_thousand_steps(tiny: Tiny, runs: tuple[Run, Run]) -> None:
     tasks, keys = np.array([[0, 8], [8, 8], [5, 5]]), ["a", "b", "c"]
-    one, other = (play(run, tasks, keys, tiny.settings.train, tiny.facts) for run in runs)
+    one, other = (play(run, tasks, keys, settings_with(tiny, 6).train, tiny.facts) for run in runs)
     assert one[:, :, :-1, ACTION].size > 1000
     assert np.array_equal(one, other)
 
 
 def test_a_rollout_is_the_same_alone_and_among_others(tiny: Tiny, runs: tuple[Run, Run]) -> None:
     tasks = np.array([[0, 8], [8, 8]])
-    together = play(runs[1], tasks, ["a", "b"], tiny.settings.train, tiny.facts)
-    assert np.array_equal(play(runs[1], tasks[1:], ["b"], tiny.settings.train, tiny.facts)[0], together[1])
-    assert not np.array_equal(play(runs[1], tasks[1:], ["c"], tiny.settings.train, tiny.facts)[0], together[1])
+    settings = settings_with(tiny, 6).train
+    together = play(runs[1], tasks, ["a", "b"], settings, tiny.facts)
+    assert np.array_equal(play(runs[1], tasks[1:], ["b"], settings, tiny.facts)[0], together[1])
+    assert not np.array_equal(play(runs[1], tasks[1:], ["c"], settings, tiny.facts)[0], together[1])
 
 
 def test_actions_are_drawn_from_the_softmax() -> None:

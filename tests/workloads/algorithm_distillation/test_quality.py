@@ -35,7 +35,7 @@ def collected(folder: Path, **settings: object) -> Path:
 def test_the_explorers_discovery_is_there_and_can_be_seen(tiny: Tiny) -> None:
     found = look(tiny.records)
     assert found.fault is None and found.warnings == []
-    assert found.gain > 0.6 and found.seen > 0.6 and found.towards < 0.55
+    assert found.gain > 0.6 and found.seen > 0.6
     assert found.entropy[-1] < 0.3 and found.returns[-1] == pytest.approx(0.9, abs=0.05)
 
 
@@ -66,6 +66,11 @@ def test_histories_whose_discovery_was_cut_away_are_warned_of(tmp_path: Path, ca
     (raw / "histories.json").write_text(json.dumps({**index, "episodes": 5}))
     WORKLOAD.facts(raw, parsed(raw, tmp_path / "parse"), WORKLOAD.Settings())
     assert "of the discoveries can be seen" in capsys.readouterr().err
+
+
+def test_a_source_that_knows_the_task_is_warned_of(tmp_path: Path) -> None:
+    raw = collected(tmp_path, source="noisy_optimum", episodes=24, num_samples=81, noise=0)
+    assert any("the source knows the task" in one for one in look(parsed(raw, tmp_path / "parse")).warnings)
 
 
 def test_the_report_is_a_page_and_its_numbers(tiny: Tiny, tmp_path: Path) -> None:

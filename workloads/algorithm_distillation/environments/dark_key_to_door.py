@@ -18,8 +18,7 @@ class DarkKeyToDoor(Room):
 
     def __init__(self, tasks: np.ndarray) -> None:
         super().__init__(tasks)
-        self.keys = cell(self.task[:, 0], self.task[:, 1])
-        self.doors = cell(self.task[:, 2], self.task[:, 3])
+        self.keys, self.doors, _ = self.targets(self.task).T
 
     @classmethod
     def tasks(cls) -> np.ndarray:
@@ -27,8 +26,14 @@ class DarkKeyToDoor(Room):
         return np.concatenate([coordinates(keys), coordinates(doors)], axis=1)
 
     @classmethod
-    def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
+    def targets(cls, tasks: np.ndarray) -> np.ndarray:
+        """With the door behind one, nothing is rewarded any more: one stays at it."""
         keys, doors = cell(tasks[:, 0], tasks[:, 1]), cell(tasks[:, 2], tasks[:, 3])
+        return np.stack([keys, doors, doors], axis=1)
+
+    @classmethod
+    def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
+        keys, doors, _ = cls.targets(tasks).T
         return DISTANCE[cls.start, keys] + DISTANCE[keys, doors]
 
     @classmethod

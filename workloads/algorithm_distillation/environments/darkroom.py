@@ -16,15 +16,19 @@ class Darkroom(Room):
 
     def __init__(self, tasks: np.ndarray) -> None:
         super().__init__(tasks)
-        self.goals = cell(self.task[:, 0], self.task[:, 1])
+        self.goals = self.targets(self.task)[:, 0]
 
     @classmethod
     def tasks(cls) -> np.ndarray:
         return coordinates(np.arange(NUM_CELLS))
 
     @classmethod
+    def targets(cls, tasks: np.ndarray) -> np.ndarray:
+        return cell(tasks[:, :1], tasks[:, 1:])
+
+    @classmethod
     def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
-        return DISTANCE[cls.start, cell(tasks[:, 0], tasks[:, 1])]
+        return DISTANCE[cls.start, cls.targets(tasks)[:, 0]]
 
     @classmethod
     def optimum(cls, tasks: np.ndarray) -> np.ndarray:

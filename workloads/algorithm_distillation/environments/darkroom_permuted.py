@@ -14,12 +14,21 @@ class DarkroomPermuted(Room):
 
     name = "darkroom_permuted"
     horizon = 20
+    actions_are_moves = False
     start = int(cell(0, 0))
     goal = int(cell(SIZE - 1, SIZE - 1))
 
     @classmethod
     def tasks(cls) -> np.ndarray:
         return np.array(list(permutations(range(NUM_ACTIONS))))
+
+    @classmethod
+    def targets(cls, tasks: np.ndarray) -> np.ndarray:
+        return np.full((len(tasks), 1), cls.goal)
+
+    @classmethod
+    def meanings(cls, tasks: np.ndarray) -> np.ndarray:
+        return tasks
 
     @classmethod
     def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
@@ -29,9 +38,6 @@ class DarkroomPermuted(Room):
     @classmethod
     def optimum(cls, tasks: np.ndarray) -> np.ndarray:
         return np.full(len(tasks), cls.horizon + 1 - DISTANCE[cls.start, cls.goal])
-
-    def moves(self, actions: np.ndarray) -> np.ndarray:
-        return self.task[np.arange(self.num), actions]
 
     def reward(self) -> np.ndarray:
         return (self.places == self.goal).astype(np.int64)

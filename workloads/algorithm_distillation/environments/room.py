@@ -36,11 +36,20 @@ NEXT = _table_of_moves()
 DISTANCE = np.abs(coordinates(np.arange(NUM_CELLS))[:, None] - coordinates(np.arange(NUM_CELLS))).sum(-1)
 
 
+def move_towards(places: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows of MOVES on a shortest way from cells to cells, one of the two at random where there are two."""
+    ahead = coordinates(targets) - coordinates(places)
+    useful = (MOVES * np.sign(ahead)[:, None]).sum(-1) > 0
+    useful[:, STAY] = ~useful.any(1)
+    return np.where(useful, rng.random(useful.shape), -1.0).argmax(1)
+
+
 class Room(ABC):
     """As many rooms at once as there are tasks; each holds an agent. Every episode takes `horizon` steps.
 
     `num_stages` counts the situations in an episode that an agent can tell by the rewards it has had, and that decide what is
-    rewarded next; `num_rewards` is one more than the largest reward of a step. `start` is a cell.
+    rewarded next; `num_rewards` is one more than the largest reward of a step. `start` is a cell. Where actions are not moves,
+    the task says which move each makes.
     """
 
     name: ClassVar[str]
@@ -48,11 +57,12 @@ class Room(ABC):
     start: ClassVar[int]
     num_stages: ClassVar[int] = 1
     num_rewards: ClassVar[int] = 2
+    actions_are_moves: ClassVar[bool] = True
 
     def __init__(self, tasks: np.ndarray) -> None:
         """`tasks`: integers [rooms, numbers of a task], rows of `tasks()`."""
         self.task = np.asarray(tasks, dtype=np.int64)
-        self.num = len(self.task)
+        self.num, self.meaning = len(self.task), self.meanings(self.task)
         self.reset()
 
     @classmethod
@@ -70,6 +80,16 @@ class Room(ABC):
     def difficulty(cls, tasks: np.ndarray) -> np.ndarray:
         """What splits are balanced by, int64; the larger, the harder: how far away what is rewarded lies."""
 
+    @classmethod
+    @abstractmethod
+    def targets(cls, tasks: np.ndarray) -> np.ndarray:
+        """The cell that is rewarded in each stage, int64 [n, stages]: what only the task tells."""
+
+    @classmethod
+    def meanings(cls, tasks: np.ndarray) -> np.ndarray:
+        """The move that each action makes, int64 [n, 5]."""
+        return np.broadcast_to(np.arange(NUM_ACTIONS), (len(tasks), NUM_ACTIONS))
+
     def reset(self) -> np.ndarray:
         """Begin an episode in every room; gives the cells the agents stand on, int64 [rooms]."""
         self.places = np.full(self.num, self.start)
@@ -78,12 +98,8 @@ class Room(ABC):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Let every agent do something; gives the cells reached and the rewards, both int64 [rooms]."""
-        self.places = NEXT[self.places, self.moves(actions)]
+        self.places = NEXT[self.places, self.meaning[np.arange(self.num), actions]]
         return self.places, self.reward()
-
-    def moves(self, actions: np.ndarray) -> np.ndarray:
-        """The rows of MOVES that actions stand for."""
-        return actions
 
     @abstractmethod
     def reward(self) -> np.ndarray:

@@ -8,13 +8,11 @@ import numpy as np
 
 from workloads.algorithm_distillation.environments.room import (
     DISTANCE,
-    MOVES,
     NEXT,
     NUM_ACTIONS,
     NUM_CELLS,
-    STAY,
     Room,
-    coordinates,
+    move_towards,
 )
 
 # What a learner expects of a cell it has not stood on, in rewards a step; drawn for each.
@@ -29,7 +27,7 @@ class Explorer:
     the wanted move under most of the assignments that are left.
     """
 
-    def __init__(self, environment: type[Room], tasks: np.ndarray, rng: np.random.Generator) -> None:
+    def __init__(self, environment: type[Room], tasks: np.ndarray, rng: np.random.Generator, *, episodes: int) -> None:
         num = len(tasks)
         self.rng, self.rows = rng, np.arange(num)
         self.optimism = rng.uniform(*OPTIMISM, num)
@@ -37,8 +35,7 @@ class Explorer:
         self.promises = np.broadcast_to(self.optimism[:, None, None], (num, environment.num_stages, NUM_CELLS)).copy()
         if environment.num_stages > 1:
             self.promises[:, -1] = 0  # the last reward has been had
-        moves_known = environment.moves is Room.moves
-        self.meanings = MEANINGS[:1] if moves_known else MEANINGS
+        self.meanings = MEANINGS[:1] if environment.actions_are_moves else MEANINGS
         self.possible = np.ones((num, len(self.meanings)), bool)
 
     def act(self, places: np.ndarray, stages: np.ndarray, *, left: int) -> np.ndarray:
@@ -46,14 +43,7 @@ class Explorer:
         distances = DISTANCE[places]
         stays = np.clip(left + 1 - np.maximum(distances, 1), 0, None)
         values = self.promises[self.rows, stages] * stays - 1e-3 * distances + self.rng.uniform(0, 5e-4, distances.shape)
-        return self._action_for(self._move_towards(places, values.argmax(1)))
-
-    def _move_towards(self, places: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """A move on a shortest way, one of the two at random where there are two."""
-        ahead = coordinates(targets) - coordinates(places)
-        useful = (MOVES * np.sign(ahead)[:, None]).sum(-1) > 0
-        useful[:, STAY] = ~useful.any(1)
-        return np.where(useful, self.rng.random(useful.shape), -1.0).argmax(1)
+        return self._action_for(move_towards(places, values.argmax(1), self.rng))
 
     def _action_for(self, moves: np.ndarray) -> np.ndarray:
         if len(self.meanings) == 1:

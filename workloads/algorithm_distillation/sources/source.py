@@ -12,8 +12,9 @@ from workloads.algorithm_distillation.environments.room import Room
 class Source(Protocol):
     """So many learners at once, each with a task of its own that it does not know."""
 
-    def __init__(self, environment: type[Room], tasks: np.ndarray, rng: np.random.Generator) -> None:
-        """`tasks` [learners, numbers] are for sources that are meant to know them; `environment` says what all may know."""
+    def __init__(self, environment: type[Room], tasks: np.ndarray, rng: np.random.Generator, *, episodes: int) -> None:
+        """`tasks` [learners, numbers] are for sources that are meant to know them; `environment` says what all may know.
+        They will learn for so many `episodes`."""
         ...
 
     def act(self, places: np.ndarray, stages: np.ndarray, *, left: int) -> np.ndarray:
