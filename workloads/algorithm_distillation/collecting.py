@@ -13,18 +13,10 @@ from contracts.files import write_json
 from contracts.progress import track
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, Room
-from workloads.algorithm_distillation.histories import (
-    ACTION,
-    INDEX,
-    PLACE,
-    RANDOM,
-    REWARD,
-    empty,
-    is_whole,
-    write_part,
-)
+from workloads.algorithm_distillation.histories import INDEX, is_whole, write_part
+from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, empty
 from workloads.algorithm_distillation.settings import HistoryDownload
-from workloads.algorithm_distillation.sources import SOURCES
+from workloads.algorithm_distillation.sources import source_named
 from workloads.algorithm_distillation.sources.source import Source
 
 # Learners at once: their tables fit into a cache, and an interrupted collection loses little.
@@ -46,7 +38,7 @@ def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
     for name, part in track(list(parts.items()), f"collecting histories of {settings.source}"):
         if not is_whole(work, name):
             rng = np.random.default_rng([settings.seed, int(name.removeprefix("part-"))])
-            source = SOURCES[settings.source](environment, tasks[part[:, 0]], rng, episodes=settings.episodes)
+            source = source_named(settings.source)(environment, tasks[part[:, 0]], rng, episodes=settings.episodes)
             histories = learn(source, environment(tasks[part[:, 0]]), rng, episodes=settings.episodes, noise=settings.noise)
             write_part(work, name, histories, part)
     index = {"environment": settings.environment, "source": settings.source, "episodes": settings.episodes}

@@ -9,7 +9,7 @@ import numpy as np
 
 from contracts.workload import Facts
 from workloads.algorithm_distillation.environments.room import SIZE, cell, coordinates
-from workloads.algorithm_distillation.histories import PLACE, REWARD, returns
+from workloads.algorithm_distillation.moments import PLACE, REWARD, returns
 
 CELL, MARGIN, TITLE = 16, 10, 22
 PAPER, LINE, INK, SEEN, GOAL, KEY, AGENT = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +12,10 @@ import numpy as np
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json, replace_when_complete
+from workloads.algorithm_distillation import original
+from workloads.algorithm_distillation.moments import NUM_FIELDS
 
 INDEX = "histories.json"
-# What the bytes of a moment are: the cell stood on, the reward that came with it, the action taken then, and whether that
-# action was made at random. The last moment of an episode shows where it ended, and has no action.
-PLACE, REWARD, ACTION, RANDOM = range(4)
-NUM_FIELDS = 4
-
-
-def empty(num: int, *, episodes: int, horizon: int) -> np.ndarray:
-    """Room for `num` histories, uint8 [histories, episodes, horizon + 1, 4]."""
-    return np.zeros((num, episodes, horizon + 1, NUM_FIELDS), np.uint8)
-
-
-def returns(histories: np.ndarray) -> np.ndarray:
-    """The return of each episode, int64 [histories, episodes]."""
-    return histories[..., REWARD].sum(-1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,13 +30,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Histories:
-    """A folder of them. histories.json says of what: `environment`, `source`, `episodes`, `noise`, `tasks`, `parts`.
+    """A folder of them, ours or the original's. histories.json says of what: `environment`, `source`, `episodes`, `noise`, `tasks`, `parts`.
 
     A part is `name`.npy, histories uint8 [rows, episodes, horizon + 1, 4], and `name`.rows.npy, int32 [rows, 2]: the number of
     the task, and of the learner.
     """
 
     folder: Path
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """What was left out of the original's files, and why."""
+        return self.index.get("unusable", {})
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -58,6 +51,8 @@ class Histories:
             SlipwayError: when it is not there, or lacks something.
         """
         path = self.folder / INDEX
+        if found := [] if path.is_file() else original.files(self.folder):
+            return original.index_of(self.folder, found)
         if not path.is_file():
             raise SlipwayError(
                 f"{path} is missing: the download holds no learning histories. Leave download.sources empty to have them "
@@ -71,17 +66,24 @@ class Histories:
         return index
 
     def array(self, part: str) -> np.ndarray:
-        """The histories of a part, memory-mapped.
+        """The histories of a part, memory-mapped; the original's are read and turned into ours.
 
         Raises:
             SlipwayError: when its file is missing or holds something else.
         """
+        if ":" in part:
+            return original.array_of(self.folder / part.partition(":")[0], part.partition(":")[2])
         path = self.folder / f"{part}.npy"
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise SlipwayError(f"{path} cannot be read ({error}): collect the histories again") from None
-        if found.dtype != np.uint8 or found.ndim != 4 or found.shape[1] != self.index["episodes"] or found.shape[3] != 4:
+        if (
+            found.dtype != np.uint8
+            or found.ndim != 4
+            or found.shape[1] != self.index["episodes"]
+            or found.shape[3] != NUM_FIELDS
+        ):
             raise SlipwayError(
                 f"{path} holds {found.dtype} {list(found.shape)}, not uint8 [rows, {self.index['episodes']}, horizon + 1, 4]: "
                 "collect the histories again"
@@ -90,6 +92,10 @@ class Histories:
 
     def rows(self, part: str) -> Iterator[Row]:
         """The rows of a part, in order."""
+        if ":" in part:
+            task = self.index["part_tasks"][self.index["parts"].index(part)]
+            yield from (Row(part, row, task, row) for row in range(len(self.array(part))))
+            return
         table = np.load(self.folder / f"{part}.rows.npy", allow_pickle=False)
         for row, (task, learner) in enumerate(table.tolist()):
             yield Row(part, row, task, learner)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contracts.errors import SlipwayError
-from contracts.records import Record, Records
+from contracts.records import Record, Records, Rejected
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
-from workloads.algorithm_distillation.histories import Histories, returns
+from workloads.algorithm_distillation.histories import Histories
+from workloads.algorithm_distillation.moments import returns
 from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryParse
 from workloads.algorithm_distillation.splitting import split_tasks
@@ -30,13 +31,15 @@ def schema() -> tuple[pa.DataType, pa.DataType]:
     return pa.struct(row), pa.struct([("returns", pa.list_(pa.int16()))])
 
 
-def parse(raw: Path, settings: HistoryParse) -> Iterator[Record]:
+def parse(raw: Path, settings: HistoryParse) -> Iterator[Record | Rejected]:
     """A record for each history; of a held-out task only for the first learners, as many as `rollouts` says.
 
     Raises:
         SlipwayError: when there are no histories, or their environment is not known here.
     """
     histories = Histories(raw)
+    for name, reason in histories.unusable.items():
+        yield Rejected(name.partition(":")[0], name.partition(":")[2], "", reason, whole=True)
     environment = ENVIRONMENTS.get(histories.index["environment"])
     if environment is None:
         known = ", ".join(ENVIRONMENTS)
@@ -73,7 +76,6 @@ def facts(raw: Path, records: Records) -> dict[str, Any]:
         raise SlipwayError(found.fault)
     digest = hashlib.blake2b(digest_size=16)
     for part in index["parts"]:
-        with (raw / f"{part}.npy").open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
+        digest.update(np.ascontiguousarray(Histories(raw).array(part)).data)
     told = {name: index[name] for name in ("environment", "source", "episodes", "noise")}
     return {**told, "histories": digest.hexdigest()}

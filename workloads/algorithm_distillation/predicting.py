@@ -15,7 +15,7 @@ from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
 from workloads.algorithm_distillation.drawing import film, picture
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
-from workloads.algorithm_distillation.histories import ACTION, returns
+from workloads.algorithm_distillation.moments import ACTION, returns
 from workloads.algorithm_distillation.rolling import play, random_returns
 from workloads.algorithm_distillation.settings import DistillationSettings
 

@@ -14,7 +14,8 @@ from contracts.files import write_json
 from contracts.records import Records
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, NUM_CELLS
-from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD, Histories, gather
+from workloads.algorithm_distillation.histories import Histories, gather
+from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
 from workloads.algorithm_distillation.sources import INFORMED
 
 # Histories that are looked at, and below or above what something is wrong with them.

@@ -10,7 +10,7 @@ import numpy as np
 from contracts.workload import Facts, Run
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
-from workloads.algorithm_distillation.histories import ACTION, PLACE, REWARD, empty
+from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD, empty
 from workloads.algorithm_distillation.settings import DistillationTrain
 from workloads.algorithm_distillation.tokens import FIELDS, Vocabulary, tokens_of
 

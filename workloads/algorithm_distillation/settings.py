@@ -25,7 +25,7 @@ class HistoryDownload(DownloadSettings):
     """
 
     environment: Literal["darkroom", "darkroom_permuted", "dark_key_to_door"] = "darkroom"
-    source: Literal["explorer", "noisy_optimum", "q_learning"] = "explorer"
+    source: Literal["explorer", "noisy_optimum", "ppo", "q_learning"] = "explorer"
     num_samples: Annotated[int, Field(ge=1)] = 5670
     num_tasks: Annotated[int, Field(ge=3)] | None = None
     episodes: Annotated[int, Field(ge=1, le=1000)] = 24

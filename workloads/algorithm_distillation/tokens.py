@@ -10,7 +10,7 @@ import numpy as np
 from contracts.workload import Facts
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, SIZE
-from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD
+from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
 
 # x and y now and a step before, the action and the reward between (as one number), the step in the episode, the episode.
 FIELDS = ("x", "y", "x before", "y before", "action and reward", "step", "episode")

@@ -11,14 +11,15 @@ from contracts.errors import SlipwayError
 from workloads.algorithm_distillation import collecting
 from workloads.algorithm_distillation.collecting import collect, learn
 from workloads.algorithm_distillation.environments import ENVIRONMENTS, Darkroom
-from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD, Histories, returns
+from workloads.algorithm_distillation.histories import Histories
+from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, returns
 from workloads.algorithm_distillation.settings import HistoryDownload
-from workloads.algorithm_distillation.sources import SOURCES
+from workloads.algorithm_distillation.sources import source_named
 
 
 def learnt(environment: str, source: str, tasks: np.ndarray, *, episodes: int, noise: float = 0.0) -> np.ndarray:
     rng, kind = np.random.default_rng(0), ENVIRONMENTS[environment]
-    return learn(SOURCES[source](kind, tasks, rng, episodes=episodes), kind(tasks), rng, episodes=episodes, noise=noise)
+    return learn(source_named(source)(kind, tasks, rng, episodes=episodes), kind(tasks), rng, episodes=episodes, noise=noise)
 
 
 def some_tasks(environment: str, num: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from serving.runtime import open_run
 from tasks.export import describe_graph, write_onnx
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.graph import graphs
-from workloads.algorithm_distillation.histories import ACTION, returns
+from workloads.algorithm_distillation.moments import ACTION, returns
 from workloads.algorithm_distillation.objective import DistillationObjective, build, make_optimizer
 from workloads.algorithm_distillation.rolling import chosen, play
 from workloads.algorithm_distillation.saving import load, save

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from contracts.errors import SlipwayError
+from contracts.records import Record
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.environments import Darkroom
-from workloads.algorithm_distillation.histories import ACTION, PLACE, RANDOM, REWARD
+from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
 from workloads.algorithm_distillation.parsing import parse
 from workloads.algorithm_distillation.settings import HistoryParse
 from workloads.algorithm_distillation.splitting import split_tasks
@@ -47,7 +48,7 @@ def test_too_few_tasks_for_a_split_are_refused() -> None:
 
 
 def test_a_task_stands_in_one_split_and_a_held_out_one_keeps_so_many_learners(tiny: Tiny) -> None:
-    found = list(parse(tiny.raw, HistoryParse(rollouts=1)))
+    found = [one for one in parse(tiny.raw, HistoryParse(rollouts=1)) if isinstance(one, Record)]
     by_task: dict[str, set[str | None]] = {}
     for record in found:
         by_task.setdefault(record.group, set()).add(record.split)

@@ -1,12 +1,16 @@
-"""The algorithms whose learning is recorded, by name, each a file."""
+"""The algorithms whose learning is recorded, each a file and a class; imported when it is used, as one of them needs torch."""
 
 from __future__ import annotations
 
-from workloads.algorithm_distillation.sources.explorer import Explorer
-from workloads.algorithm_distillation.sources.noisy_optimum import NoisyOptimum
-from workloads.algorithm_distillation.sources.q_learning import QLearning
+from importlib import import_module
+
 from workloads.algorithm_distillation.sources.source import Source
 
+SOURCES = {"explorer": "Explorer", "noisy_optimum": "NoisyOptimum", "ppo": "PPO", "q_learning": "QLearning"}
 # Those that are told the task: there to compare with.
 INFORMED = ("noisy_optimum",)
-SOURCES: dict[str, type[Source]] = {"explorer": Explorer, "noisy_optimum": NoisyOptimum, "q_learning": QLearning}
+
+
+def source_named(name: str) -> type[Source]:
+    """The algorithm of that name."""
+    return getattr(import_module(f"{__name__}.{name}"), SOURCES[name])

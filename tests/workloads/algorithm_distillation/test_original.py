@@ -1,0 +1,93 @@
+"""The original's HDF5 files are read as they are, and what is wrong with a group is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from contracts.errors import SlipwayError
+from contracts.records import Record, Rejected
+from workloads.algorithm_distillation import WORKLOAD
+from workloads.algorithm_distillation.collecting import learn
+from workloads.algorithm_distillation.environments import Darkroom
+from workloads.algorithm_distillation.environments.room import coordinates
+from workloads.algorithm_distillation.histories import Histories
+from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD
+from workloads.algorithm_distillation.sources import source_named
+
+NAME = "history_darkroom_PPO_alg-seed0.hdf5"
+
+
+def learnt(goal: tuple[int, int], *, streams: int = 4, episodes: int = 8) -> np.ndarray:
+    tasks, rng = np.array([goal] * streams), np.random.default_rng(sum(goal))
+    source = source_named("explorer")(Darkroom, tasks, rng, episodes=episodes)
+    return learn(source, Darkroom(tasks), rng, episodes=episodes, noise=0)
+
+
+def write(path: Path, groups: dict[str, np.ndarray], *, extra_steps: int = 0) -> None:
+    """Our histories as the original would have written them."""
+    with h5py.File(path, "w") as file:
+        for name, history in groups.items():
+            streams = len(history)
+
+            def by_step(values: np.ndarray, streams: int = streams) -> np.ndarray:
+                flat = values.reshape(streams, -1, *values.shape[3:]).swapaxes(0, 1)
+                return np.concatenate([flat, flat[:extra_steps]])
+
+            group = file.create_group(name)
+            group["states"] = by_step(coordinates(history[:, :, :-1, PLACE].astype(int)))
+            group["next_states"] = by_step(coordinates(history[:, :, 1:, PLACE].astype(int)))
+            group["actions"], group["rewards"] = by_step(history[:, :, :-1, ACTION]), by_step(history[:, :, 1:, REWARD])
+            dones = np.zeros((streams, history.shape[1], Darkroom.horizon), bool)
+            dones[..., -1] = True
+            group["dones"] = by_step(dones)
+
+
+def test_a_file_of_the_original_gives_the_histories_that_were_written(tmp_path: Path) -> None:
+    histories = {"0": learnt((3, 3)), "1": learnt((6, 4)), "10": learnt((2, 5))}
+    write(tmp_path / NAME, histories, extra_steps=7)
+    found = Histories(tmp_path)
+    assert found.index["environment"] == "darkroom" and found.index["source"] == "ppo" and found.index["episodes"] == 8
+    assert found.index["tasks"] == [[3, 3], [6, 4], [2, 5]]
+    for name, history in histories.items():
+        read = found.array(f"{NAME}:{name}")
+        assert np.array_equal(read[:, :, :, :2], history[:, :, :, :2]) and np.array_equal(
+            read[..., ACTION], history[..., ACTION]
+        )
+
+
+def test_they_are_parsed_and_a_group_without_rewards_is_quarantined(tmp_path: Path) -> None:
+    lost = learnt((3, 3))
+    lost[..., REWARD] = 0
+    write(tmp_path / NAME, {**{str(x): learnt((x, 4)) for x in range(9)}, "lost": lost})
+    settings = WORKLOAD.Settings.model_validate({"parse": {"shares": [0.6, 0.2, 0.2], "rollouts": 2}})
+    found = list(WORKLOAD.parse(tmp_path, settings, processes=1))
+    refused = [one for one in found if isinstance(one, Rejected)]
+    assert [(one.file, one.row, one.reason) for one in refused] == [
+        (NAME, "lost", "it was never rewarded, so its goal is not known")
+    ]
+    records = [one for one in found if isinstance(one, Record)]
+    assert len({one.group for one in records}) == 9 and {one.split for one in records} == {"train", "val", "test"}
+    assert len(records) == 5 * 4 + 4 * 2
+
+
+def test_other_environments_and_broken_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"no HDF5")
+    with pytest.raises(SlipwayError, match=f"{NAME} cannot be read as HDF5"):
+        _ = Histories(tmp_path).index
+    (tmp_path / NAME).unlink()
+    write(tmp_path / "history_dark_key_to_door_PPO_alg-seed0.hdf5", {"0": learnt((3, 3))})
+    with pytest.raises(
+        SlipwayError, match="histories of 'dark_key_to_door'; of the original's files those of darkroom are read"
+    ):
+        _ = Histories(tmp_path).index
+
+
+def test_a_group_that_lacks_something_says_what(tmp_path: Path) -> None:
+    write(tmp_path / NAME, {"0": learnt((3, 3)), "1": learnt((5, 5))})
+    with h5py.File(tmp_path / NAME, "a") as file:
+        del file["1/dones"]
+    assert Histories(tmp_path).unusable == {f"{NAME}:1": "it lacks dones"}
