@@ -1,7 +1,7 @@
 """Algorithm distillation against the plain ways of doing it: `python -m benchmarks.distillation` writes results/distillation.json.
 
 Training: targets a second with a loss at every step of whole histories, against windows that end in one target, of the same model.
-Playing: a step with the cache by ONNX Runtime, against encoding the whole context again at every step, by torch. Histories: seconds a
+Playing: a step of 64 rollouts with the cache by ONNX Runtime, against encoding their whole context again at every step, by torch. Histories: seconds a
 task of the stacked PPO for all 81 goals, and of the explorer, against Stable-Baselines3's PPO for one goal after another, each for as
 many steps of as many streams. All on one thread; times are the processor's.
 """
@@ -35,6 +35,8 @@ from workloads.algorithm_distillation.tokens import IGNORED, Vocabulary, labels_
 FACTS = {"environment": "darkroom", "episodes": 24}
 BATCH, TURNS, PLAIN_STEPS = 8, 3, 12
 STREAMS, PPO_EPISODES = 4, 28
+# Held-out tasks, and rollouts of each, as the default has them; every how many steps encoding again is timed.
+TASKS, ROLLOUTS, EVERY = [(0, 8), (7, 5), (1, 5), (0, 2), (7, 0), (7, 6), (3, 2), (4, 2)], 8, 42
 BARS = {"training": 60.0, "playing": 30.0, "histories": 20.0}
 
 
@@ -106,19 +108,40 @@ def stepper(objective: DistillationObjective, settings: DistillationSettings) ->
 
 
 def playing(settings: DistillationSettings, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Milliseconds a step of one rollout over all 24 episodes."""
+    """Milliseconds a step over all 24 episodes: of as many rollouts at once as the stage evaluate makes, and of one."""
     objective = build(settings, FACTS).eval()
-    run, tokens = exported(objective, settings), batch["tokens"][:1]
-    num = tokens.shape[1]
-    cached = seconds(lambda: play(run, np.array([[0, 8]]), ["a"], settings.train, FACTS)) / num
+    run, together = exported(objective, settings), len(TASKS) * ROLLOUTS
+    cached, encoded = (step_of(kind, objective, run, settings, batch["tokens"], together) for kind in ("cached", "encoded"))
+    cached_alone, encoded_alone = (
+        step_of(kind, objective, run, settings, batch["tokens"], 1) for kind in ("cached", "encoded")
+    )
+    return {
+        "rollouts": together,
+        "cached_ms": cached * 1000,
+        "encoding_again_ms": encoded * 1000,
+        "ratio": encoded / cached,
+        "cached_alone_ms": cached_alone * 1000,
+        "encoding_again_alone_ms": encoded_alone * 1000,
+        "ratio_alone": encoded_alone / cached_alone,
+    }
+
+
+def step_of(
+    kind: str, objective: DistillationObjective, run: Run, settings: DistillationSettings, tokens: torch.Tensor, num: int
+) -> float:
+    """Seconds a step of `num` rollouts; of encoding again the mean over some lengths of the context."""
+    tasks, keys = np.resize(np.array(TASKS), (num, 2)), [str(number) for number in range(num)]
+    if kind == "cached":
+        return seconds(lambda: play(run, tasks, keys, settings.train, FACTS)) / tokens.shape[1]
+    many = tokens.repeat(-(-num // len(tokens)), 1, 1)[:num]
+    ends = range(EVERY // 2, tokens.shape[1], EVERY)
 
     @torch.inference_mode()
     def again() -> None:
-        for end in range(8, num + 1, 8):
-            objective.learner(tokens[:, :end])
+        for end in ends:
+            objective.learner(many[:, :end])
 
-    encoded = seconds(again) / (num // 8)
-    return {"cached_ms": cached * 1000, "encoding_again_ms": encoded * 1000, "ratio": encoded / cached}
+    return seconds(again) / len(ends)
 
 
 def exported(objective: DistillationObjective, settings: DistillationSettings) -> Run:

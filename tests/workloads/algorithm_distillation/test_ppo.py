@@ -44,7 +44,7 @@ def test_it_learns_as_stable_baselines_does_within_the_spread_of_seeds() -> None
     for episodes in (slice(0, 4), slice(12, 16), slice(24, 28)):
         one, other = ours[:, episodes].mean(1), theirs[:, episodes].mean(1)
         assert abs(one.mean() - other.mean()) <= 2 * max(one.std(ddof=1), other.std(ddof=1)) + 0.3
-    assert ours[:, -4:].mean() > 3 * ours[:, :4].mean()
+    assert ours[:, -4:].mean() > 2 * ours[:, :4].mean()
 
 
 def test_a_policy_learns_the_same_alone_and_among_others() -> None:
