@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete
 from contracts.records import Records, read_facts
-from contracts.workload import load, names, settings_of
+from contracts.workload import HasQuality, load, names, settings_of
 from tasks.stage import folder
 
 NUMBERS = "quality.json"
@@ -23,27 +23,27 @@ def quality(
     ] = None,
 ) -> None:
     """Report on the quality of a workload's parsed data: duplicates, lengths, balance, rare things. No model is needed."""
-    settings, report = settings_of(workload), report_of(workload)
+    settings, kind = settings_of(workload), with_quality(workload)
     output = output or folder("quality", workload)
     check_place(output)
     parsed = folder("parse", workload)
     records = Records.open(parsed, root=folder("download", workload) / "raw")
     with replace_when_complete(output) as partial:
         partial.mkdir()
-        found = report(records, settings, read_facts(parsed), partial)
+        found = kind.quality(records, settings, read_facts(parsed), partial)
     print(*(f"* {one}" for one in found["findings"]), f"written: {output / 'quality.md'}, {output / NUMBERS}", sep="\n")
 
 
-def report_of(workload: str) -> Any:
-    """The workload's `quality(records, settings, facts, folder)`: it writes quality.md and quality.json to the folder and
-    gives what the latter holds, with `findings`, a sentence each.
+def with_quality(workload: str) -> HasQuality:
+    """The workload, if it has a data quality report.
 
     Raises:
         SlipwayError: when it has none; says which workloads do.
     """
-    if report := getattr(load(workload), "quality", None):
-        return report
-    others = [name for name in names() if hasattr(load(name), "quality")]
+    kind = load(workload)
+    if isinstance(kind, HasQuality):
+        return kind
+    others = [name for name in names() if isinstance(load(name), HasQuality)]
     there_are = f"these have one: {', '.join(others)}" if others else "no workload has one"
     raise SlipwayError(f"the workload {workload!r} has no data quality report; {there_are}")
 

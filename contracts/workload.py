@@ -160,10 +160,6 @@ class Workload(Protocol):
 
     `facts` is what `facts()` gave after parsing (class names, for one) and, after that, `prepare()`: known only once the data
     is there.
-
-    Two more methods are there where a workload has something to say: `collect(raw, settings, store)` writes, in the place of
-    `sample`, the data that a workload makes itself as its settings ask, with a folder `store` for what an interrupted call
-    finds again; `quality(records, settings, facts, folder)` is what `slipway quality` shows.
     """
 
     Settings: ClassVar[type[Settings]]
@@ -250,6 +246,24 @@ class Workload(Protocol):
         Raises:
             SlipwayError: when it is not there any more.
         """
+        ...
+
+
+@runtime_checkable
+class Collects(Protocol):
+    """A workload that makes data of its own as its settings ask, and not as much of one kind as `sample` does."""
+
+    def collect(self, raw: Path, settings: Any, store: Path) -> None:
+        """Write them to `raw`. `store` is a folder for what an interrupted call finds again."""
+        ...
+
+
+@runtime_checkable
+class HasQuality(Protocol):
+    """A workload that has something to say of its data before any training."""
+
+    def quality(self, records: Records, settings: Any, facts: Facts, folder: Path) -> dict[str, Any]:
+        """Write quality.md and quality.json to `folder`; gives what the latter holds, with `findings`, a sentence each."""
         ...
 
 

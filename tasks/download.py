@@ -13,7 +13,7 @@ from contracts.errors import SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.progress import Progress
 from contracts.settings import Settings, Source
-from contracts.workload import Workload, load, settings_of
+from contracts.workload import Collects, Workload, load, settings_of
 from tasks.downloading.addresses import shown
 from tasks.downloading.archives import is_archive, unpack, unwanted
 from tasks.downloading.earlier import Arrival, Earlier
@@ -56,8 +56,8 @@ def run(workload: str) -> None:
 
 def make(kind: Workload, settings: Settings, raw: Path, store: Path) -> None:
     """The data that a workload makes itself where no sources are named. What it keeps in `store` outlives an interruption."""
-    if collect := getattr(kind, "collect", None):
-        collect(raw, settings, store)
+    if isinstance(kind, Collects):
+        kind.collect(raw, settings, store)
     else:
         kind.sample(raw, settings.download.num_samples)
 

@@ -72,7 +72,7 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
 
     raw = project / "data" / "download" / name / "raw"
-    picture = next(path for path in raw.rglob("*") if path.suffix in load(name).reads)
+    picture = next(path for path in raw.rglob("*") if path.suffix in load(name).raw.suffixes)
     (project / "my-pictures").mkdir()
     shutil.copy2(picture, project / "my-pictures")
     _said(project, *readme_command(".venv/bin/slipway predict my-pictures"))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts.raw import RawInput, RawKind
 from contracts.workload import Dataset, Facts, Graph, Measure, Metric, Prediction, Run, Scores
 from workloads.algorithm_distillation.settings import DistillationSettings, HistoryDownload
 
@@ -23,7 +24,7 @@ class AlgorithmDistillation:
 
     Settings = DistillationSettings
     metric = Metric("return_of_optimum")
-    reads = (".json",)
+    raw = RawKind("tasks", frozenset({".json"}))
 
     def sources(self, settings: DistillationSettings) -> Sequence[Source]:
         return settings.download.sources
@@ -101,10 +102,18 @@ class AlgorithmDistillation:
 
         return gallery(run, records, settings, facts)
 
-    def predict(self, run: Run, source: Path, settings: DistillationSettings, facts: Facts) -> Iterator[Prediction]:
+    def predict(
+        self, run: Run, inputs: Iterable[RawInput], settings: DistillationSettings, facts: Facts
+    ) -> Iterator[Prediction]:
         from workloads.algorithm_distillation.predicting import predict
 
-        return predict(run, source, settings, facts)
+        return predict(run, inputs, settings, facts)
+
+    def raw_input(self, record: Record, root: Path) -> RawInput:
+        from workloads.algorithm_distillation.histories import Histories
+        from workloads.algorithm_distillation.predicting import written
+
+        return RawInput(f"{record.key}.json", written(Histories(root).index["environment"], [record.inputs["task"]]))
 
     def rollouts(
         self, run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int

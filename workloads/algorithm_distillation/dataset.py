@@ -28,7 +28,7 @@ class HistoryDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def item(self, index: int, rng: np.random.Generator | None, *, progress: float) -> np.ndarray:
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> np.ndarray:
         """A history, uint8 [1, episodes, horizon + 1, 4]."""
         return gather(self.arrays, self.parts[index : index + 1], self.rows[index : index + 1])
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contracts.errors import SlipwayError
+from contracts.raw import RawInput
 from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
 from workloads.algorithm_distillation.drawing import film, picture
@@ -81,19 +81,15 @@ class Played:
         return film(self.history, np.array(self.task), self.facts)
 
 
-def predict(run: Run, source: Path, settings: DistillationSettings, facts: Facts) -> Iterator[Played]:
-    """A rollout for each task in a file, or in all *.json of a folder: {"environment": name, "tasks": [[numbers], ...]}."""
-    files = sorted(source.rglob("*.json")) if source.is_dir() else [source]
-    if not files:
-        raise SlipwayError(f'{source} holds no *.json: write one with {{"environment": name, "tasks": [[numbers], ...]}}')
-    for path in files:
-        name = path.relative_to(source).as_posix() if source.is_dir() else path.name
+def predict(run: Run, inputs: Iterable[RawInput], settings: DistillationSettings, facts: Facts) -> Iterator[Played]:
+    """A rollout for each task of some files: {"environment": name, "tasks": [[numbers], ...]}."""
+    for one in inputs:
         try:
-            tasks = read_tasks(path, facts["environment"])
+            tasks = read_tasks(one, facts["environment"])
         except SlipwayError as error:
-            yield Played(name, error=str(error))
+            yield Played(one.name, error=str(error))
             continue
-        yield from play_all(run, tasks, [f"{name}/{number}" for number in range(len(tasks))], settings, facts)
+        yield from play_all(run, tasks, [f"{one.name}/{number}" for number in range(len(tasks))], settings, facts)
 
 
 def rollouts(
@@ -134,16 +130,22 @@ def play_all(
             yield Played(key, task, optimum, history, facts)
 
 
-def read_tasks(path: Path, environment: str) -> np.ndarray:
+def written(environment: str, tasks: Sequence[Sequence[int]]) -> bytes:
+    """Tasks as `read_tasks` reads them."""
+    return json.dumps({"environment": environment, "tasks": tasks}).encode()
+
+
+def read_tasks(source: RawInput, environment: str) -> np.ndarray:
     """The tasks in a file, int64 [n, numbers].
 
     Raises:
         SlipwayError: when it is no such file, is for another environment, or names a task that does not exist.
     """
+    path, content = source.place, source.read()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(content)
         named, tasks = value["environment"], np.array(value["tasks"], dtype=np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         wanted = '{"environment": name, "tasks": [[numbers], ...]}'
         raise SlipwayError(f"{path}: not {wanted} ({type(error).__name__}: {error})") from None
     if named != environment:

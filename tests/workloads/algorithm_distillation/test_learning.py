@@ -44,7 +44,7 @@ def fresh(tiny: Tiny, *, strong: bool = False, window: int | None = None) -> Dis
 
 def batch_of(tiny: Tiny, num: int) -> dict[str, torch.Tensor]:
     dataset = HistoryDataset(tiny.records.split("train"), tiny.facts)
-    return dataset.collate([dataset.item(index, None, progress=0) for index in range(num)])
+    return dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in range(num)])
 
 
 def test_the_loss_begins_at_the_entropy_of_five_actions(tiny: Tiny) -> None:

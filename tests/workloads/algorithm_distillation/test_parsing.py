@@ -89,7 +89,7 @@ def test_targets_are_at_every_meant_step_of_the_whole_history_and_nowhere_else(t
 def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
     train = tiny.records.split("train")
     dataset = HistoryDataset(train, tiny.facts)
-    batch = dataset.collate([dataset.item(index, None, progress=0) for index in (0, 77, 5)])
+    batch = dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in (0, 77, 5)])
     assert batch["tokens"].shape == (3, 24 * 21, 7) and batch["labels"].shape == (3, 24 * 21)
     for row, index in enumerate((0, 77, 5)):
         inputs = train[index].inputs

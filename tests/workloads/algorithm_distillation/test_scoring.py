@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from contracts.errors import SlipwayError
+from contracts.raw import RawInput
 from contracts.workload import Run
 from engine.torch_runtime import torch_run
 from workloads.algorithm_distillation import WORKLOAD
@@ -54,12 +55,18 @@ def test_the_gallery_shows_the_first_episodes_and_the_last_step_by_step(tiny: Ti
 def test_tasks_of_ones_own_are_played_and_drawn(tiny: Tiny, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps({"environment": "darkroom", "tasks": [[0, 0], [4, 4]]}))
     (tmp_path / "other.json").write_text("[]")
-    found = list(predict(run, tmp_path, tiny.settings, tiny.facts))
+    found = list(predict(run, WORKLOAD.raw.listed(tmp_path), tiny.settings, tiny.facts))
     assert [one.name for one in found] == ["mine.json/0", "mine.json/1", "other.json"]
     assert found[2].error and found[2].json()["error"] == found[2].error
     value = json.loads(json.dumps(found[1].json()))
     assert value["task"] == [4, 4] and value["optimum"] == 20 and len(value["returns"]) == 24
     assert found[0].draw().ndim == 3
+
+
+def test_the_task_of_a_record_can_be_played(tiny: Tiny) -> None:
+    record = tiny.records.split("test")[0]
+    tasks = read_tasks(WORKLOAD.raw_input(record, tiny.records.root), "darkroom")
+    assert tasks.tolist() == [record.inputs["task"]]
 
 
 @pytest.mark.parametrize(
@@ -74,4 +81,4 @@ def test_tasks_of_ones_own_are_played_and_drawn(tiny: Tiny, run: Run, tmp_path: 
 def test_what_is_no_task_is_refused_by_name(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "tasks.json").write_text(content)
     with pytest.raises(SlipwayError, match=told):
-        read_tasks(tmp_path / "tasks.json", "darkroom")
+        read_tasks(RawInput("tasks.json", tmp_path / "tasks.json"), "darkroom")
