@@ -11,6 +11,7 @@ from torch import nn
 
 from contracts.workload import Facts, Graph
 from workloads.algorithm_distillation.model import Learner
+from workloads.algorithm_distillation.rolling import Cache
 from workloads.algorithm_distillation.settings import DistillationTrain
 from workloads.algorithm_distillation.tokens import FIELDS, NOWHERE, Vocabulary
 
@@ -22,9 +23,8 @@ class Step(nn.Module):
         super().__init__()
         self.learner = learner
 
-    def forward(
-        self, tokens: torch.Tensor, position: torch.Tensor, cache: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, position, *cache = inputs
         return self.learner.step(tokens, position, cache)
 
 
@@ -59,19 +59,19 @@ def compress_graph(learner: Learner, settings: DistillationTrain) -> Graph:
 
 
 def step_graph(learner: Learner, settings: DistillationTrain, facts: Facts) -> Graph:
-    shape = (1, settings.layers, 2, settings.heads, 2, settings.width // settings.heads)
+    cache = Cache(1, settings)
     return Graph(
         module=Step(learner).eval(),
         inputs={
             "tokens": np.zeros((1, len(FIELDS)), np.int64),
             "position": np.zeros(1, np.int64),
-            "cache": np.zeros(shape, np.float32),
+            **cache.arrays,
         },
         outputs=("logits", "fresh"),
         dynamic={
             "tokens": {0: "batch"},
             "position": {0: "batch"},
-            "cache": {0: "batch", 4: "capacity"},
+            **{name: {0: "batch", 2: "capacity"} for name in cache.arrays},
             "logits": {0: "batch"},
             "fresh": {0: "batch"},
         },
@@ -87,6 +87,6 @@ def preprocessing(facts: Facts) -> dict[str, Any]:
         "fields": dict(zip(FIELDS, vocabulary.sizes, strict=True)),
         "action and reward": f"action * {vocabulary.num_rewards} + reward; {vocabulary.nothing} at the start of an episode",
         "before the first moment": NOWHERE,
-        "cache": "layers, keys and values, heads, positions, channels; put what comes out as `fresh` at `position`",
+        "cache": "heads, positions, channels; put what comes out as `fresh`, by layers, keys and values, at `position`",
         "choose": "draw the action from the softmax of the logits: the likeliest one gets stuck",
     }

@@ -33,15 +33,17 @@ class Attention(nn.Module):
         found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
         return self.outer(found.transpose(1, 2).flatten(2)), torch.stack([keys, values], dim=1)
 
-    def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden [B, 1, width], cache [B, 2, heads, C, size] of which `there` [B, 1, 1, C] is filled.
+    def step(
+        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, there: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [B, 1, width], keys and values [B, heads, C, size] of which `there` [B, 1, 1, C] is filled.
 
         Gives the result and this position's own key and value, [B, 2, heads, size].
         """
         query, key, value = self._split(hidden)
-        before = (query @ cache[:, 0].transpose(-1, -2)).masked_fill(~there, -torch.inf)
+        before = (query @ keys.transpose(-1, -2)).masked_fill(~there, -torch.inf)
         shares = (torch.cat([before, query @ key.transpose(-1, -2)], dim=-1) * self.size**-0.5).softmax(-1)
-        found = shares[..., :-1] @ cache[:, 1] + shares[..., -1:] * value
+        found = shares[..., :-1] @ values + shares[..., -1:] * value
         return self.outer(found.transpose(1, 2).flatten(2)), torch.cat([key, value], dim=2).transpose(1, 2)
 
     def _split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -69,9 +71,11 @@ class Block(nn.Module):
         hidden = hidden + found
         return hidden + self.layers(self.norm(hidden)), kept
 
-    def step(self, hidden: torch.Tensor, cache: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, there: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Attention.step`."""
-        found, fresh = self.attention.step(self.attention_norm(hidden), cache, there)
+        found, fresh = self.attention.step(self.attention_norm(hidden), keys, values, there)
         hidden = hidden + found
         return hidden + self.layers(self.norm(hidden)), fresh
 
@@ -143,14 +147,16 @@ class Learner(nn.Module):
             kept.append(own)
         return latents, torch.stack(kept, dim=1)
 
-    def step(self, tokens: torch.Tensor, position: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One moment: tokens int [B, 7], how many came before [B], and their cache [B, layers, 2, heads, C, size], of which
-        what lies behind `position` is not looked at. Gives logits [B, 5] and what to put there, [B, layers, 2, heads, size]."""
+    def step(
+        self, tokens: torch.Tensor, position: torch.Tensor, cache: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One moment: tokens int [B, 7], how many came before [B], and their keys and values, layer by layer [B, heads, C, size],
+        of which what lies behind `position` is not looked at. Gives logits [B, 5] and what to put there, [B, layers, 2, heads, size]."""
         hidden = self.embedded(tokens)[:, None]
-        there = (torch.arange(cache.shape[-2], device=cache.device) < position[:, None])[:, None, None]
+        there = (torch.arange(cache[0].shape[-2], device=tokens.device) < position[:, None])[:, None, None]
         fresh = []
         for number, block in enumerate(self.blocks):
-            hidden, own = block.step(hidden, cache[:, number], there)  # pyright: ignore[reportCallIssue]
+            hidden, own = block.step(hidden, cache[2 * number], cache[2 * number + 1], there)  # pyright: ignore[reportCallIssue]
             fresh.append(own)
         return self.head(self.norm(hidden[:, 0])), torch.stack(fresh, dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,35 +14,47 @@ from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD, empt
 from workloads.algorithm_distillation.settings import DistillationTrain
 from workloads.algorithm_distillation.tokens import FIELDS, Vocabulary, tokens_of
 
-SMALLEST_CACHE = 64
+GROWTH = 64
 
 
 class Cache:
-    """Keys and values of the moments so far, float32 [rollouts, layers, 2, heads, capacity, size]: grows by doubling, and what
-    once stands in it stays as it is."""
+    """Keys and values of the moments so far, an array float32 [rollouts, heads, capacity, size] each for every layer: so a graph
+    takes them as they are. They grow by and by, and what once stands in them stays as it is."""
 
     def __init__(self, num: int, settings: DistillationTrain) -> None:
-        self.length = 0
-        size = settings.width // settings.heads
-        self.values = np.zeros((num, settings.layers, 2, settings.heads, SMALLEST_CACHE, size), np.float32)
+        self.num, self.length = num, 0
+        shape = (num, settings.heads, GROWTH, settings.width // settings.heads)
+        names = (f"{what}_{layer}" for layer in range(settings.layers) for what in ("keys", "values"))
+        self.arrays = {name: np.zeros(shape, np.float32) for name in names}
 
     @property
     def position(self) -> np.ndarray:
         """How many moments there were, int64 [rollouts]."""
-        return np.full(len(self.values), self.length)
+        return np.full(self.num, self.length)
 
     def begin_with(self, kept: np.ndarray) -> None:
         """Forget all, and begin with what is left of it, [rollouts, layers, 2, heads, positions, size]."""
         self.length = kept.shape[-2]
-        room = np.zeros((*kept.shape[:-2], max(self.length, SMALLEST_CACHE), kept.shape[-1]), np.float32)
-        self.values = np.concatenate([kept, room], axis=-2)
+        self.arrays = {name: grown(own) for name, own in zip(self.arrays, by_array(kept), strict=True)}
 
     def take_in(self, fresh: np.ndarray) -> None:
         """Add a moment, [rollouts, layers, 2, heads, size]."""
-        if self.length == self.values.shape[-2]:
-            self.values = np.concatenate([self.values, np.zeros_like(self.values)], axis=-2)
-        self.values[..., self.length, :] = fresh
+        if self.length == next(iter(self.arrays.values())).shape[2]:
+            self.arrays = {name: grown(own) for name, own in self.arrays.items()}
+        for array, own in zip(self.arrays.values(), by_array(fresh), strict=True):
+            array[:, :, self.length] = own
         self.length += 1
+
+
+def by_array(kept: np.ndarray) -> Iterator[np.ndarray]:
+    """The parts of [rollouts, layers, 2, ...] for each array of a cache, in their order."""
+    return (kept[:, layer, what] for layer in range(kept.shape[1]) for what in range(2))
+
+
+def grown(array: np.ndarray) -> np.ndarray:
+    """The same with more room behind its positions."""
+    room = np.zeros((*array.shape[:2], GROWTH, array.shape[3]), np.float32)
+    return np.concatenate([array, room], axis=2)
 
 
 def play(run: Run, tasks: np.ndarray, keys: Sequence[str], settings: DistillationTrain, facts: Facts) -> np.ndarray:
@@ -66,7 +78,7 @@ def play(run: Run, tasks: np.ndarray, keys: Sequence[str], settings: Distillatio
         moments[:, 0, PLACE] = rooms.reset()
         for step in range(vocabulary.horizon + 1):
             tokens = tokens_of(moments[:, None], vocabulary, first=episode)[:, 0, step].astype(np.int64)
-            found = run("step", tokens=tokens, position=cache.position, cache=cache.values)
+            found = run("step", tokens=tokens, position=cache.position, **cache.arrays)
             cache.take_in(found["fresh"])
             if step < vocabulary.horizon:
                 actions = chosen(found["logits"], chances[:, episode, step])

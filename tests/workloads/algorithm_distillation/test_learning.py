@@ -145,7 +145,7 @@ def test_a_window_as_long_as_the_histories_is_refused(tiny: Tiny) -> None:
 
 def test_what_lies_behind_the_position_is_not_looked_at(tiny: Tiny) -> None:
     learner, tokens = fresh(tiny, strong=True).learner, batch_of(tiny, 1)["tokens"]
-    cache = torch.randn(1, 3, 2, 2, 64, 32)
+    cache = torch.randn(6, 1, 2, 64, 32)
     position = torch.tensor([10])
     dirty = cache.clone()
     dirty[..., 10:, :] = 1e4
