@@ -5,8 +5,8 @@ from __future__ import annotations
 from contracts.files import write_json
 from contracts.records import Records, read_facts
 from contracts.workload import load, settings_of
-from tasks.stage import folder, stage_main
-from tasks.weighing import FILE, write_weights
+from tasks.stage import SAMPLING_WEIGHTS, folder, stage_main
+from tasks.weighing import write_weights
 
 
 def run(workload: str) -> None:
@@ -20,7 +20,7 @@ def run(workload: str) -> None:
     facts = kind.prepare(records, settings, read_facts(folder("parse", workload)), output)
     write_weights(output, kind, records, settings, name=workload)
     write_json(output / "facts.json", {**facts, "prepared": output.as_posix()} if facts else {})
-    anything = facts or (output / FILE).exists()
+    anything = facts or (output / SAMPLING_WEIGHTS).exists()
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{workload}: {size / 1e6:,.1f} MB in {output}" if anything else f"{workload}: nothing to prepare")
 

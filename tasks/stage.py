@@ -8,6 +8,9 @@ from pathlib import Path
 
 from contracts.errors import SlipwayError
 
+# How often each record of train is drawn, where not all are drawn alike; in the folder of prepare.
+SAMPLING_WEIGHTS = "sampling_weights.npy"
+
 
 def folder(stage: str, workload: str) -> Path:
     """The folder under data/ that a stage writes for a workload."""

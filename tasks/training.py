@@ -14,8 +14,7 @@ from contracts.records import Records, read_facts
 from contracts.run import RunSpec
 from contracts.settings import Settings
 from contracts.workload import code_of
-from tasks.stage import folder
-from tasks.weighing import FILE
+from tasks.stage import SAMPLING_WEIGHTS, folder
 
 
 def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
@@ -26,7 +25,7 @@ def training_run(workload: str, settings: Settings, plan: Plan) -> RunSpec:
     """
     records = Records.open(folder("parse", workload), root=folder("download", workload) / "raw")
     facts = known_facts(workload)
-    weights = folder("prepare", workload) / FILE
+    weights = folder("prepare", workload) / SAMPLING_WEIGHTS
     weights = weights if weights.is_file() else None
     fingerprint = run_fingerprint(workload, settings, records, facts, weights)
     return RunSpec(

@@ -13,8 +13,7 @@ from contracts.files import remove, replace_when_complete
 from contracts.records import Records
 from contracts.settings import Settings
 from contracts.workload import Balanced, Workload
-
-FILE = "sampling_weights.npy"
+from tasks.stage import SAMPLING_WEIGHTS
 
 
 def write_weights(folder: Path, kind: Workload, records: Records, settings: Settings, *, name: str) -> None:
@@ -24,7 +23,7 @@ def write_weights(folder: Path, kind: Workload, records: Records, settings: Sett
         SlipwayError: for a top folder that is not there, weights that leave nothing to draw, or a workload called `name` that
             has no balance of its own.
     """
-    path, wanted = folder / FILE, settings.prepare
+    path, wanted = folder / SAMPLING_WEIGHTS, settings.prepare
     remove(path)
     if not (wanted.sampling_weights or wanted.balance):
         return

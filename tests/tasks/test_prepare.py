@@ -17,8 +17,9 @@ from contracts.workload import load, settings_of
 from engine.hardware import detect
 from engine.planning import plan
 from tasks import prepare
+from tasks.stage import SAMPLING_WEIGHTS
 from tasks.training import known_facts, training_run
-from tasks.weighing import FILE, top_folder
+from tasks.weighing import top_folder
 from tests.cli.parsed_project import enter
 from tests.conftest import Scenes
 
@@ -65,7 +66,7 @@ def weighed(**prepared: Any) -> Path:
     params["segmentation"]["prepare"] = prepared
     Path("params.yaml").write_text(yaml.safe_dump(params))
     prepare.run("segmentation")
-    return Path("data/prepare/segmentation") / FILE
+    return Path("data/prepare/segmentation") / SAMPLING_WEIGHTS
 
 
 def run() -> RunSpec:
@@ -83,7 +84,7 @@ def test_weights_of_top_folders_reach_the_run_and_its_name(project: Path, capsys
     share = 1 / (1 + 3 * 0.5)
     told = f"segmentation: {top} has 25.0% of the {len(moved)} records of train and {share:.1%} of the draws"
     assert told in capsys.readouterr().out
-    assert Path(run().sampling_weights or "") == (project / "data/prepare/segmentation" / FILE)
+    assert Path(run().sampling_weights or "") == (project / "data/prepare/segmentation" / SAMPLING_WEIGHTS)
     names = {run().fingerprint}
     weighed(sampling_weights={"b": 0.25})
     names.add(run().fingerprint)

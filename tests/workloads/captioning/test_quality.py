@@ -14,7 +14,8 @@ import pytest
 from contracts.files import read_json
 from contracts.records import Record, Records, write_records
 from contracts.workload import load
-from tasks.weighing import FILE, write_weights
+from tasks.stage import SAMPLING_WEIGHTS
+from tasks.weighing import write_weights
 from workloads.captioning.duplicates import alike_pairs
 from workloads.captioning.quality import Said, content_words, examine, findings, gini, near_duplicates, quality, weights
 from workloads.captioning.settings import CaptioningSettings
@@ -211,4 +212,4 @@ def test_balance_draws_by_the_weights_of_the_report_to_a_power(tmp_path: Path) -
     for power in (0.5, 1.0):
         settings = CaptioningSettings.model_validate({"prepare": {"balance": power}})
         write_weights(tmp_path, load("captioning"), records, settings, name="captioning")
-        assert np.load(tmp_path / FILE) == pytest.approx(report**power)
+        assert np.load(tmp_path / SAMPLING_WEIGHTS) == pytest.approx(report**power)
