@@ -149,10 +149,10 @@ def test_what_lies_behind_the_position_is_not_looked_at(tiny: Tiny) -> None:
     position = torch.tensor([10])
     dirty = cache.clone()
     dirty[..., 10:, :] = 1e4
-    one, other = (learner.step(tokens[:, 10], position, one)[0] for one in (cache, dirty))
+    one, other = (learner.step(tokens[:, 10], position, list(one))[0] for one in (cache, dirty))
     assert torch.equal(one, other)
     dirty[..., 3, :] += 1
-    assert not torch.allclose(one, learner.step(tokens[:, 10], position, dirty)[0])
+    assert not torch.allclose(one, learner.step(tokens[:, 10], position, list(dirty))[0])
 
 
 @pytest.fixture(scope="module")
