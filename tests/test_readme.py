@@ -10,6 +10,7 @@ NOT_RUN = {
     "make demo": "minutes; the same pipeline runs on a smaller preset in tests/test_every_workload.py",
     "make test": "it is what runs this",
     ".venv/bin/slipway run captioning": "minutes; the preset small runs in tests/test_every_workload.py",
+    ".venv/bin/slipway run algorithm_distillation": "minutes; the preset small runs in tests/test_every_workload.py",
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": "the tests' server has a free port; tests/flows/conftest.py sets the variable",
     ".venv/bin/slipway plan segmentation --measure": "minutes: it trains with every backend; tests/cli/test_plan.py measures with fewer",
     ".venv/bin/slipway preflight segmentation": "half a minute: tests/tasks/test_preflight.py runs it on smaller data",
