@@ -62,7 +62,9 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(project: Path) -> Non
 
 
 def test_a_workload_without_a_report_is_told_which_have_one(project: Path) -> None:
-    with pytest.raises(SlipwayError, match="'segmentation' has no data quality report; these have one: algorithm_distillation, captioning$"):
+    with pytest.raises(
+        SlipwayError, match="'segmentation' has no data quality report; these have one: algorithm_distillation, captioning$"
+    ):
         quality("segmentation")
 
 
