@@ -317,7 +317,9 @@ def test_a_model_is_found_by_workload_or_by_folder(project: Path, monkeypatch: p
     assert serve.find_model(None) == serve.find_model("segmentation") == serve.find_model(str(newest)) == newest
     with pytest.raises(SlipwayError, match="no model for captioning found"):
         serve.find_model("captioning")
-    with pytest.raises(SlipwayError, match=r"dreams is neither a workload \(captioning, segmentation"):
+    with pytest.raises(
+        SlipwayError, match=r"dreams is neither a workload \(algorithm_distillation, captioning, segmentation"
+    ):
         serve.find_model("dreams")
 
 
