@@ -243,7 +243,7 @@ def test_a_rank_that_fails_with_an_error_is_not_started_again(
     assert "going on" not in capsys.readouterr().out
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_not(make_spec: MakeSpec) -> None:
     spec = make_spec("soak", ranks=2, epochs=3, checkpoint_minutes=0)
     trainings = soak(spec, kills=2, most=2, seed=0)
