@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from cli.predict import newest_model, settings_of_artifact
+from cli.predict import Threads, artifact_of, settings_of_artifact
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete
 from contracts.progress import track
 from contracts.workload import Prediction, load
-from serving.runtime import Artifact, open_run
+from serving.runtime import open_run
 
 WORKLOAD = "captioning"
 
@@ -26,28 +26,25 @@ def caption(
     model: Annotated[Path | None, typer.Option(help="Folder of a captioning model. Otherwise the newest one.")] = None,
     output: Annotated[Path, typer.Option(help="A file .jsonl or .csv: a line a picture.")] = Path("captions.jsonl"),
     beams: Annotated[int | None, typer.Option(min=1, help="Captions followed at once; 1 is greedy.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Otherwise every core this process may use.")
-    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Write a caption for each picture. Those that cannot be read are named and skipped; the exit status is then 1."""
     if output.suffix not in (".jsonl", ".csv"):
         raise SlipwayError(f"--output {output}: the name must end with .jsonl or .csv")
-    folder = model or newest_model(WORKLOAD)
-    artifact = Artifact.read(folder)
-    if artifact.workload != WORKLOAD:
-        raise SlipwayError(f"{folder} is a model for {artifact.workload}: `slipway predict` runs it")
+    artifact = artifact_of(WORKLOAD, model)
     settings = settings_of_artifact(artifact)
     if beams:
         settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"beams": beams})})
     workload = load(WORKLOAD)
     inputs = workload.raw.listed(source)
-    run = open_run(folder, threads=threads)
+    run = open_run(artifact.folder, threads=threads)
     start = time.perf_counter()
     results = track(workload.predict(run, inputs, settings, artifact.facts), "captioning", total=len(inputs))
     done, failed = write_captions(results, output)
     seconds = time.perf_counter() - start
-    print(f"{done} captions in {seconds:.1f} s ({done / seconds:.1f} a second) by {folder} ({artifact.recipe}): {output}")
+    print(
+        f"{done} captions in {seconds:.1f} s ({done / seconds:.1f} a second) by {artifact.folder} ({artifact.recipe}): {output}"
+    )
     if failed:
         print(f"{len(failed)} could not be read and were skipped:\n  " + "\n  ".join(failed))
         raise typer.Exit(1)

@@ -21,6 +21,10 @@ from tasks.downloading.addresses import local_path, scheme_of
 
 DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 NUM_NAMED = 20
+Confidence = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Lowest confidence shown. Otherwise what the model was set to.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Otherwise every core this process may use.")]
 
 
 def predict(
@@ -32,12 +36,8 @@ def predict(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for predictions.json and overlays/.")] = Path("predictions"),
-    confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest confidence shown. Otherwise what the model was set to.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Otherwise every core this process may use.")
-    ] = None,
+    confidence: Confidence = None,
+    threads: Threads = None,
     overlays: Annotated[bool, typer.Option(help="Draw each result.")] = True,
 ) -> None:
     """Run a published model on a file or a folder: writes predictions.json and pictures with the results drawn in.
@@ -133,6 +133,18 @@ def write_picture(path: Path, result: Prediction) -> None:
     """Draw a result into a file, complete or not there."""
     with replace_when_complete(path) as temporary:
         temporary.write_bytes(drawn(result, path.suffix.lower()))
+
+
+def artifact_of(workload: str, model: Path | None) -> Artifact:
+    """The artifact of a model of this workload: of the one in a folder, or of the newest.
+
+    Raises:
+        SlipwayError: when there is none, or it is another workload's.
+    """
+    artifact = Artifact.read(model or newest_model(workload))
+    if artifact.workload != workload:
+        raise SlipwayError(f"{artifact.folder} is a model for {artifact.workload}: `slipway predict` runs it")
+    return artifact
 
 
 def newest_model(workload: str | None = None) -> Path:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.predict import newest_model, settings_of_artifact
+from cli.predict import Threads, artifact_of, settings_of_artifact
 from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.pictures import write_picture
 from contracts.workload import load
-from serving.runtime import Artifact, open_run
+from serving.runtime import open_run
 
 WORKLOAD = "algorithm_distillation"
 
@@ -27,19 +27,14 @@ def rollout(
     times: Annotated[int, typer.Option(min=1, help="Rollouts of each task.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed draws other actions.")] = 0,
     films: Annotated[bool, typer.Option(help="Draw each rollout as an animated GIF.")] = True,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Otherwise every core this process may use.")
-    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Let a model play its episodes on each task, with frozen weights: writes what it did and what it got."""
-    folder = model or newest_model(WORKLOAD)
-    artifact = Artifact.read(folder)
-    if artifact.workload != WORKLOAD:
-        raise SlipwayError(f"{folder} is a model for {artifact.workload}: `slipway predict` runs it")
+    artifact = artifact_of(WORKLOAD, model)
     if output.exists() and not output.is_dir():
         raise SlipwayError(f"--output {output} is a file: give a folder")
     workload: Any = load(WORKLOAD)
-    run, start = open_run(folder, threads=threads), time.perf_counter()
+    run, start = open_run(artifact.folder, threads=threads), time.perf_counter()
     played = list(
         workload.rollouts(run, tasks or [], settings_of_artifact(artifact), artifact.facts, times=times, seed=seed)
     )
@@ -49,4 +44,4 @@ def rollout(
         if films:
             write_picture(output / f"{one.name}.gif", one.film())
         print(f"{one.name}: returns {', '.join(map(str, one.returns))}; the optimum is {one.optimum}")
-    print(f"{len(played)} rollouts in {seconds:.1f} s by {folder} ({artifact.recipe}): {output}")
+    print(f"{len(played)} rollouts in {seconds:.1f} s by {artifact.folder} ({artifact.recipe}): {output}")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from cli.predict import newest_model, settings_of_artifact, shown_from
+from cli.predict import Confidence, Threads, newest_model, settings_of_artifact, shown_from
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.pictures import PICTURES
@@ -40,12 +40,8 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = HERE[0],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and prints it.")] = 8000,
-    confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest confidence shown. Otherwise what the model was set to.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Otherwise every core this process may use.")
-    ] = None,
+    confidence: Confidence = None,
+    threads: Threads = None,
     max_megabytes: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest upload.")] = 32,
     max_megapixels: Annotated[float, typer.Option(min=0.001, max=128, help="Largest picture, unpacked.")] = 64,
     examples: Annotated[

@@ -220,8 +220,7 @@ def _uneven(stream: Stream, *, ranks: int, micro_batch: int) -> str:
 def _alike(loop: Loop, digests: Sequence[Digest]) -> str:
     """Whether different records give the same tensors: those of the feed, and some again without augmentation."""
     fed = {one.index: one.hash for one in digests}
-    dataset = loop.workload.dataset(loop.records, loop.settings, loop.spec.facts, training=True)
-    plain = {}
+    dataset, plain = loop.dataset, {}
     for index in list(fed)[:8]:
         batch = dataset.collate([dataset.item(index, None, draw=0, progress=0.0)])
         plain[index] = _hash([value for value in batch.values() if isinstance(value, torch.Tensor)])

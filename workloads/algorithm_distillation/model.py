@@ -25,13 +25,12 @@ class Attention(nn.Module):
 
     def forward(self, hidden: torch.Tensor, *, causal: bool = True) -> torch.Tensor:
         """hidden [B, L, width]; each position sees itself and those before, or all."""
-        return self.remembered(hidden, causal=causal)[0]
+        return self._attended(*self._split(hidden), causal=causal)
 
-    def remembered(self, hidden: torch.Tensor, *, causal: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, and the keys and values, [B, 2, heads, L, size]."""
+    def remembered(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, seeing what came before, and the keys and values, [B, 2, heads, L, size]."""
         queries, keys, values = self._split(hidden)
-        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-        return self.outer(found.transpose(1, 2).flatten(2)), torch.stack([keys, values], dim=1)
+        return self._attended(queries, keys, values, causal=True), torch.stack([keys, values], dim=1)
 
     def step(
         self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, there: torch.Tensor
@@ -45,6 +44,10 @@ class Attention(nn.Module):
         shares = (torch.cat([before, query @ key.transpose(-1, -2)], dim=-1) * self.size**-0.5).softmax(-1)
         found = shares[..., :-1] @ values + shares[..., -1:] * value
         return self.outer(found.transpose(1, 2).flatten(2)), torch.cat([key, value], dim=2).transpose(1, 2)
+
+    def _attended(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, causal: bool) -> torch.Tensor:
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return self.outer(found.transpose(1, 2).flatten(2))
 
     def _split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, each [B, heads, L, size]."""
@@ -62,22 +65,24 @@ class Block(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, hidden: torch.Tensor, *, causal: bool = True) -> torch.Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), causal=causal)
-        return hidden + self.layers(self.norm(hidden))
+        return self._after(hidden, self.attention(self.attention_norm(hidden), causal=causal))
 
     def remembered(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Attention.remembered`."""
         found, kept = self.attention.remembered(self.attention_norm(hidden))
-        hidden = hidden + found
-        return hidden + self.layers(self.norm(hidden)), kept
+        return self._after(hidden, found), kept
 
     def step(
         self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, there: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Attention.step`."""
         found, fresh = self.attention.step(self.attention_norm(hidden), keys, values, there)
+        return self._after(hidden, found), fresh
+
+    def _after(self, hidden: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """What attention found, and the two layers, each added."""
         hidden = hidden + found
-        return hidden + self.layers(self.norm(hidden)), fresh
+        return hidden + self.layers(self.norm(hidden))
 
 
 class Compressor(nn.Module):
