@@ -197,7 +197,7 @@ class Workload(Protocol):
         ...
 
     def build(self, settings: Any, facts: Facts, *, pretrained: bool) -> nn.Module:
-        """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out.
+        """The objective: batch in, {"loss": mean, "weight": what the mean is over (default 1), parts...} out, the same parts every time.
 
         `pretrained` asks for the weights that the settings name; it is false where trained ones are loaded anyway.
 

@@ -20,6 +20,9 @@ from engine.beacon import reading, start_worker
 from engine.randomness import generator
 from engine.stream import Sample, Stream
 
+# A micro-batch, and which samples it is made of.
+Drawn = tuple[list[Sample], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class _Keyed(TorchDataset[Any]):
@@ -33,7 +36,7 @@ class _Keyed(TorchDataset[Any]):
         with reading(f"record {sample.index}, epoch {sample.epoch}"):
             return sample, self.dataset.item(sample.index, rng, draw=sample.draw, progress=sample.progress)
 
-    def collate(self, items: Sequence[tuple[Sample, Any]]) -> tuple[list[Sample], dict[str, Any]]:
+    def collate(self, items: Sequence[tuple[Sample, Any]]) -> Drawn:
         samples, examples = zip(*items, strict=True)
         return list(samples), self.dataset.collate(examples)
 
@@ -52,9 +55,7 @@ class _Share(Sampler[list[Sample]]):
         return (self.stream.num_steps - self.first_step) * self.plan.accumulation
 
 
-def feed(
-    dataset: Dataset, stream: Stream, plan: Plan, *, rank: int, first_step: int, beacons: Path
-) -> Iterator[tuple[list[Sample], dict[str, Any]]]:
+def feed(dataset: Dataset, stream: Stream, plan: Plan, *, rank: int, first_step: int, beacons: Path) -> Iterator[Drawn]:
     """This rank's micro-batches in order, from `first_step` to the end of the run, on the CPU, each with its samples.
 
     Loader processes say in the folder `beacons` what they are doing.

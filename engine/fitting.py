@@ -82,7 +82,7 @@ class Fitting(Loop):
             if backend.any(failed):
                 return False
             backend.collect()
-            backend.exchange(self.statistics.seen(), gradients=True)
+            backend.exchange(self.statistics.seen(), gradients=True)()
         backend.step(rate=0.0, scale=1.0)
         self.average.update()
         return True

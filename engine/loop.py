@@ -25,7 +25,7 @@ from engine.backends.single import Single
 from engine.beacon import WAITING_FOR_DATA, collective, mark
 from engine.checkpoint import Checkpoints
 from engine.ema import Average
-from engine.feeding import feed, moved
+from engine.feeding import Drawn, feed, moved
 from engine.memory import is_out_of_memory, is_tight, release
 from engine.normalization import GhostStatistics
 from engine.planning import smaller
@@ -150,28 +150,25 @@ class Loop:
             self.dataset, self.stream, self.plan, rank=rank, first_step=step, beacons=self.output / "beacons"
         )
         self._careful_until = step + CAREFUL_STEPS
+        self._ready: Drawn | None = None
+        self._parts: list[str] = []
 
     def _step(self) -> bool:
         """One optimiser step, its wait for data included; tells whether any rank was asked to stop."""
         self._step_started, self._waited = time.monotonic(), 0.0
-        while (totals := self._gradients()) is None:
+        while (numbers := self._met(self._gradients())) is None:
             self._divide_further()
-        mark("exchange")
-        losses = torch.stack([value.float() for value in totals.values()])
-        flags = losses.new_tensor([float(self._stop.asked), float(is_tight(self.backend.device))])
-        numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
-        numbers = self.backend.exchange(numbers, gradients=self._careful)
-        *sums, stopping, tight = numbers[: len(totals) + 2].tolist()
+        *sums, stopping, tight, _ = numbers[: len(self._parts) + 3].tolist()
         if tight:
             self._careful_until = self.standing.step + 1 + CAREFUL_STEPS
-        values = dict(zip(totals, sums, strict=True))
+        values = dict(zip(self._parts, sums, strict=True))
         weight = values.pop("weight")
-        seen = numbers[len(totals) + 2 :] / self.backend.ranks
+        seen = numbers[len(self._parts) + 3 :] / self.backend.ranks
         self._learn({name: value / weight for name, value in values.items()}, seen, scale=1 / weight)
         return stopping > 0
 
     def _gradients(self) -> dict[str, torch.Tensor] | None:
-        """The gradients of one global batch, and the sums of its losses; None where memory ran out on any rank.
+        """The gradients of this rank's part of a global batch, and the sums of its losses; None where memory ran out.
 
         `_careful` says afterwards that the gradients of the ranks have not met in it.
         """
@@ -180,7 +177,6 @@ class Loop:
             backend.device.type == "cpu" or self.standing.step < self._careful_until
         )
         totals: dict[str, torch.Tensor] = {}
-        failed = False
         for micro in range(count):
             meet = micro == count - 1 and not careful
             try:
@@ -190,20 +186,55 @@ class Loop:
                     raise
                 if not careful:
                     raise OutOfMemory(f"memory ran out in step {self.standing.step}: {error}") from error
-                failed = True
-                break
-        mark("exchange")
-        if careful and backend.any(failed):
-            return None
+                return None
         backend.collect()
         return totals
+
+    def _met(self, totals: dict[str, torch.Tensor] | None) -> torch.Tensor | None:
+        """Sums over the ranks: of the losses, whether any must stop, is short of memory, or has failed, and the statistics.
+
+        Gradients that have not met do so in the same message, and until it has gone round, this rank reads what it needs next. None
+        where memory ran out on any rank: in the first step, when a rank that failed does not know how long the message is, and on
+        GPUs, where it may lack the memory for it, all ranks ask each other before.
+        """
+        backend, careful = self.backend, self._careful
+        mark("exchange")
+        asked = careful and (not self._parts or backend.device.type != "cpu")
+        if asked and backend.any(totals is None):
+            return None
+        if totals is None:
+            losses = torch.zeros(len(self._parts), device=backend.device)
+        else:
+            losses = torch.stack([value.float() for value in totals.values()])
+            self._parts = self._parts or list(totals)
+            if list(totals) != self._parts:
+                raise SlipwayError(
+                    f"the objective gave {', '.join(totals)} in step {self.standing.step} and {', '.join(self._parts)} before: the"
+                    " parts of a loss must be the same in every step"
+                )
+        flags = losses.new_tensor([float(self._stop.asked), float(is_tight(backend.device)), float(totals is None)])
+        numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
+        arriving = backend.exchange(numbers, gradients=careful)
+        if careful and backend.ranks > 1:
+            self._read_ahead()
+        numbers = arriving()
+        return None if numbers[len(self._parts) + 2] else numbers
+
+    def _read_ahead(self) -> None:
+        """Have the next micro-batch ready, if there is another."""
+        began = time.monotonic()
+        mark(WAITING_FOR_DATA, keys=[])
+        self._ready = next(self._batches, None)
+        self._waited += time.monotonic() - began
+        mark("exchange")
 
     def _micro_batch(self, micro: int, totals: dict[str, torch.Tensor], *, meet: bool) -> None:
         """The forward and backward of one micro-batch; its losses are added to `totals`."""
         backend, step = self.backend, self.standing.step
         began = time.monotonic()
         mark(WAITING_FOR_DATA, step=step, keys=[])
-        samples, batch = next(self._batches)
+        samples, batch = self._ready or next(self._batches)
+        self._ready = None
         self._waited += time.monotonic() - began
         batch = moved(batch, backend.device)
         torch.manual_seed(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))

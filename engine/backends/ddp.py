@@ -6,6 +6,7 @@ import datetime
 import inspect
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -63,17 +64,16 @@ class Ddp(Single):
     def meets_in(self, phase: str, *, meet: bool) -> bool:
         return phase == "backward" and meet
 
-    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> torch.Tensor:
+    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> Callable[[], torch.Tensor]:
         """A gradient that only some ranks have counts as zero elsewhere."""
         if not gradients:
-            return self.sum(numbers)
+            return lambda: self.sum(numbers)
         flat = self._flat_gradients()
         if self.plan.compress_gradients:
-            self._average(flat, torch.cat(flat).bfloat16())
-            return self.sum(numbers)
-        together = torch.cat([*flat, numbers.to(self.device)])
-        self._average(flat, together)
-        return together[len(together) - len(numbers) :]
+            arriving = self._send(flat, torch.cat(flat).bfloat16())
+            return lambda: (arriving(), self.sum(numbers))[1]
+        arriving = self._send(flat, torch.cat([*flat, numbers.to(self.device)]))
+        return lambda: arriving()[-len(numbers) :]
 
     def _flat_gradients(self) -> list[torch.Tensor]:
         """Each parameter's gradient as one row in the order of its memory, which is that of the parameter on every rank."""
@@ -83,13 +83,19 @@ class Ddp(Single):
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         return [value.as_strided((value.numel(),), (1,)) for value in gradients]
 
-    def _average(self, flat: list[torch.Tensor], message: torch.Tensor) -> None:
-        """Send the gradients, which are the beginning of `message`, and overwrite them by the mean over the ranks."""
-        with collective("all-reduce of gradients"):
-            dist.all_reduce(message)
-        lengths = [len(value) for value in flat]
-        means = message[: sum(lengths)].to(flat[0].dtype) / self.ranks
-        torch._foreach_copy_(flat, means.split(lengths))  # pyright: ignore[reportPrivateImportUsage]
+    def _send(self, flat: list[torch.Tensor], message: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Send the gradients, which are the beginning of `message`; the wait overwrites them by the mean, and gives all the sums."""
+        sending = dist.all_reduce(message, async_op=True)
+
+        def arrived() -> torch.Tensor:
+            with collective("all-reduce of gradients"):
+                sending.wait()
+            lengths = [len(value) for value in flat]
+            means = message[: sum(lengths)].to(flat[0].dtype) / self.ranks
+            torch._foreach_copy_(flat, means.split(lengths))  # pyright: ignore[reportPrivateImportUsage]
+            return message
+
+        return arrived
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         total = values.to(self.device)

@@ -72,9 +72,12 @@ class Single:
     def collect(self) -> None:
         """Bring together what the devices of this process have computed for a step."""
 
-    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> torch.Tensor:
-        """The sum of `numbers` [n] over the ranks; `gradients`, where no backward has done it, are averaged in the same message."""
-        return self.sum(numbers)
+    def exchange(self, numbers: torch.Tensor, *, gradients: bool) -> Callable[[], torch.Tensor]:
+        """Send `numbers` [n] to the other ranks. What comes back is called to wait for the sum over all of them.
+
+        `gradients`, where no backward has done it, travel in the same message; after the wait they are the mean over the ranks.
+        """
+        return lambda: self.sum(numbers)
 
     def step(self, *, rate: float, scale: float) -> float:
         """One optimiser step with learning rates times `rate`, on the sum of all ranks' gradients times `scale`.

@@ -163,6 +163,19 @@ def test_patience_stops_a_run_that_no_longer_gains(make_tiny_spec: MakeSpec) -> 
     assert result.epochs < 10
 
 
+def test_a_loss_whose_parts_change_on_the_way_is_refused(make_tiny_spec: MakeSpec) -> None:
+    loop = Loop(make_tiny_spec("changing"))
+    plain = loop.backend.forward
+
+    def changing(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = plain(batch)
+        return {**output, "late": output["loss"].detach()} if loop.standing.step == 3 else output
+
+    loop.backend.forward = changing
+    with pytest.raises(SlipwayError, match=r"gave .*late.* in step 3 .*must be the same in every step"):
+        loop.run()
+
+
 def test_recomputing_activations_changes_nothing(make_tiny_spec: MakeSpec) -> None:
     plain = _train(make_tiny_spec("plain", epochs=1))
     assert _difference(plain, _train(make_tiny_spec("recomputed", epochs=1, layout={"activation_checkpointing": True}))) == 0
