@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.predict import Threads, artifact_of, settings_of_artifact
+from cli.predict import Threads, artifact_of
 from contracts.errors import SlipwayError
 from contracts.files import replace_when_complete
 from contracts.progress import track
@@ -32,7 +32,7 @@ def caption(
     if output.suffix not in (".jsonl", ".csv"):
         raise SlipwayError(f"--output {output}: the name must end with .jsonl or .csv")
     artifact = artifact_of(WORKLOAD, model)
-    settings = settings_of_artifact(artifact)
+    settings = artifact.settings_read()
     if beams:
         settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"beams": beams})})
     workload = load(WORKLOAD)

@@ -13,7 +13,7 @@ import typer
 from contracts.errors import SlipwayError
 from contracts.files import finite, read_json, replace_when_complete
 from contracts.progress import track
-from contracts.settings import Settings, read_params, validate
+from contracts.settings import Settings, read_params
 from contracts.workload import Prediction, load
 from serving.drawing import drawn
 from serving.runtime import Artifact, open_run
@@ -46,7 +46,7 @@ def predict(
     """
     source, folder = check_places(source, output), model or newest_model()
     artifact = Artifact.read(folder)
-    settings, workload = shown_from(settings_of_artifact(artifact), confidence), load(artifact.workload)
+    settings, workload = shown_from(artifact.settings_read(), confidence), load(artifact.workload)
     inputs = workload.raw.listed(source)
     run = open_run(folder, threads=threads)
     print(f"{artifact.workload} model {folder} ({artifact.recipe}), {', '.join(sorted(set(run.providers.values())))}")
@@ -78,18 +78,6 @@ def check_places(source: Path, output: Path) -> Path:
             f"--output {output} lies inside {source}: the next run would take its overlays for input. Give another folder"
         )
     return source
-
-
-def settings_of_artifact(artifact: Artifact) -> Settings:
-    """The settings that the model was made with.
-
-    Raises:
-        SlipwayError: when this version of Slipway does not know its workload or one of its settings.
-    """
-    try:
-        return validate(load(artifact.workload).Settings, artifact.settings, where=artifact.workload)
-    except SlipwayError as error:
-        raise SlipwayError(f"{artifact.folder}/artifact.json was made by another version of Slipway: {error}") from None
 
 
 def shown_from(settings: Settings, confidence: float | None) -> Settings:

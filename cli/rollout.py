@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.predict import Threads, artifact_of, settings_of_artifact
+from cli.predict import Threads, artifact_of
 from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.pictures import write_picture
@@ -35,9 +35,7 @@ def rollout(
         raise SlipwayError(f"--output {output} is a file: give a folder")
     workload: Any = load(WORKLOAD)
     run, start = open_run(artifact.folder, threads=threads), time.perf_counter()
-    played = list(
-        workload.rollouts(run, tasks or [], settings_of_artifact(artifact), artifact.facts, times=times, seed=seed)
-    )
+    played = list(workload.rollouts(run, tasks or [], artifact.settings_read(), artifact.facts, times=times, seed=seed))
     seconds = time.perf_counter() - start
     write_json(output / "rollouts.json", [one.json() for one in played])
     for one in played:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from cli.predict import Confidence, Threads, newest_model, settings_of_artifact, shown_from
+from cli.predict import Confidence, Threads, newest_model, shown_from
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.pictures import PICTURES
@@ -109,7 +109,7 @@ def open_model(path: Path, confidence: float | None, threads: int | None) -> Mod
             f"{path} is a model for {artifact.workload}, which takes {workload.raw.name}: "
             f"the page is for {PICTURES.name}; `slipway predict` runs it"
         )
-    settings = shown_from(settings_of_artifact(artifact), confidence)
+    settings = shown_from(artifact.settings_read(), confidence)
     model = Model(workload, settings, open_run(path, threads=threads))
     model.warm_up()
     return model

@@ -150,7 +150,12 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How predictions are scored."""
+    """How predictions are scored. `beside` are other models, by the names they are shown under: folders of published ones,
+
+    which are scored on the same records, and stand in the report beside the one that was trained.
+    """
+
+    beside: dict[str, str] = {}
 
 
 class ExportSettings(Section):

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from contracts import workload as workloads
 from contracts.errors import SlipwayError
+from contracts.settings import Settings, validate
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,6 +56,17 @@ class Artifact:
         if missing:
             raise SlipwayError(f"{path} lacks {', '.join(missing)}: it does not describe a Slipway model")
         return cls(Path(folder), **{key: value[key] for key in wanted})
+
+    def settings_read(self) -> Settings:
+        """The settings that the model was made with.
+
+        Raises:
+            SlipwayError: when this version of Slipway does not know its workload or one of its settings.
+        """
+        try:
+            return validate(workloads.load(self.workload).Settings, self.settings, where=self.workload)
+        except SlipwayError as error:
+            raise SlipwayError(f"{self.folder}/artifact.json was made by another version of Slipway: {error}") from None
 
     def file(self, graph: str) -> Path:
         """The ONNX file of a graph.

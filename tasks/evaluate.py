@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from contracts.files import replace_when_complete, write_json
 from contracts.pictures import write_picture
 from contracts.records import Records
 from contracts.workload import Chart, Graph, Measure, Run, Scores, Tells
+from serving.runtime import Artifact, open_run
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained, plain
 
@@ -32,9 +33,10 @@ def run(workload: str) -> None:
     trained = Trained.open(workload)
     records = trained.split("test", why="evaluation")
     torch_graphs = on_this_machine(trained.graphs())
+    others = dict(beside(trained, records))
     scores, measures = trained.score(torch_graphs, records, f"evaluating {workload}")
     with replace_when_complete(folder("evaluate", workload)) as output:
-        write_scores(output, scores, num=len(records))
+        write_scores(output, scores, others, num=len(records))
         write_gallery(output / "details", trained, torch_graphs, records, measures)
         if isinstance(trained.workload, Tells):
             write_told(output / "details", trained, trained.workload, torch_graphs, records, measures)
@@ -51,13 +53,44 @@ def on_this_machine(graphs: Mapping[str, Graph]) -> Run:
     return torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def write_scores(output: Path, scores: Scores, *, num: int) -> None:
+def beside(trained: Trained, records: Records) -> Iterator[tuple[str, Scores]]:
+    """The scores of the models that `evaluate.beside` names, on the same records.
+
+    Raises:
+        SlipwayError: when one is missing, is of another workload, or knows other classes than the data.
+    """
+    for name, place in trained.settings.evaluate.beside.items():
+        artifact, here = Artifact.read(Path(place)), f"{trained.name}.evaluate.beside: {name}: {place}"
+        if artifact.workload != trained.name:
+            raise SlipwayError(f"{here} is a model of {artifact.workload}")
+        known, wanted = artifact.facts.get("classes"), trained.facts.get("classes")
+        if known != wanted:
+            raise SlipwayError(f"{here} knows the classes {known}, and the data have {wanted}")
+        settings = trained.settings.model_copy(update={"train": artifact.settings_read().train})
+        other = dataclasses.replace(trained, settings=settings, facts={**trained.facts, **artifact.facts})
+        yield name, other.score(open_run(artifact.folder), records, f"evaluating {name}")[0]
+
+
+def compared(chart: Chart, others: Mapping[str, Scores]) -> Chart:
+    """A chart of lines with the main ones of the other models' charts of that title."""
+    lines, bands = dict(chart.lines), dict(chart.bands)
+    for name, scores in others.items():
+        for other in scores.charts:
+            if other.title == chart.title and other.main in other.lines:
+                lines[name] = other.lines[other.main]
+                bands |= {name: other.bands[other.main]} if other.main in other.bands else {}
+    return dataclasses.replace(chart, lines=lines, bands=bands)
+
+
+def write_scores(output: Path, scores: Scores, others: Mapping[str, Scores], *, num: int) -> None:
     """metrics.json, details/scores.json and, for DVC, curves.csv and confusion.csv."""
     (output / "details").mkdir(parents=True)
     metrics = {name: float(value) for name, value in scores.metrics.items()}
     write_json(output / "metrics.json", {**metrics, "num": num})
+    scores = dataclasses.replace(scores, charts=[compared(chart, others) for chart in scores.charts])
     charts = [dataclasses.asdict(chart) for chart in scores.charts]
     told = {"meanings": dict(scores.meanings), "notes": list(scores.notes)}
+    told["beside"] = {name: dict(one.metrics) for name, one in others.items()}
     write_json(
         output / "details" / "scores.json", plain({"metrics": metrics, "rows": list(scores.rows), "charts": charts, **told})
     )

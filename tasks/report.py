@@ -1,4 +1,5 @@
-"""Stage report: what was measured, on one page that needs no network, and its Markdown twin for the model card."""
+"""Stage report: what was measured, on one page that needs no network, and its Markdown twin for the model card, with its charts as
+pictures beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from contracts import workload as workloads
 from contracts.files import replace_when_complete
 from contracts.settings import Settings
 from contracts.workload import Chart, Metric
-from tasks.reporting.charts import draw
+from tasks.reporting.charts import draw, png
 from tasks.reporting.findings import Findings, training_charts
 from tasks.stage import folder, stage_main
 
@@ -42,7 +43,9 @@ def run(workload: str) -> None:
     findings = Findings.gather(workload)
     values = page(findings, workloads.load(workload).metric, workloads.settings_of(workload))
     with replace_when_complete(folder("report", workload)) as output:
-        output.mkdir(parents=True)
+        (output / "charts").mkdir(parents=True)
+        for one in (*values["charts"], *values["training"]):
+            (output / one["file"]).write_bytes(one["png"])
         (output / "report.html").write_text(html().get_template("report.html.j2").render(values), encoding="utf-8")
         (output / "report.md").write_text(markdown().get_template("report.md.j2").render(values), encoding="utf-8")
     print(f"{workload}: report at {folder('report', workload) / 'report.html'}")
@@ -64,6 +67,7 @@ def page(findings: Findings, metric: Metric, settings: Settings) -> dict[str, An
         "table": table((findings.scores or {}).get("rows", [])),
         "meanings": (findings.scores or {}).get("meanings", {}),
         "notes": (findings.scores or {}).get("notes", []),
+        "beside": (findings.scores or {}).get("beside", {}),
         "pictures": pictures(findings),
         "told": told(findings),
         "settings": as_yaml(settings),
@@ -112,7 +116,8 @@ def candidate_rows(candidates: Mapping[str, Any] | None, compared: Sequence[Mapp
 def figure(chart: Chart) -> dict[str, Any]:
     """A chart as the template takes it."""
     named = dataclasses.replace(chart, x=humane(chart.x), y=humane(chart.y))
-    return {"title": humane(chart.title), "kind": chart.kind, "svg": draw(named)}
+    file = f"charts/{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')}.png"
+    return {"title": humane(chart.title), "kind": chart.kind, "svg": draw(named), "png": png(named), "file": file}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -158,12 +158,14 @@ def published_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     def public(address: str) -> str:
         return local_path(address).name if scheme_of(address) == "file" else shown(address)
 
-    download, publish = dict(settings.get("download") or {}), dict(settings.get("publish") or {})
+    download, evaluate, publish = (dict(settings.get(stage) or {}) for stage in ("download", "evaluate", "publish"))
     if "sources" in download:
         download["sources"] = [{**source, "address": public(source["address"])} for source in download["sources"]]
     if "target" in publish:
         publish["target"] = public(publish["target"])
-    return {**settings, "download": download, "publish": publish}
+    if "beside" in evaluate:
+        evaluate["beside"] = {name: Path(place).name for name, place in evaluate["beside"].items()}
+    return {**settings, "download": download, "evaluate": evaluate, "publish": publish}
 
 
 def lineage_of(workload: str, settings: Settings) -> dict[str, Any]:

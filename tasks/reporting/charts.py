@@ -1,4 +1,5 @@
-"""Charts as inline SVG that takes its text and grid colours from the page, so that they read well on light and on dark."""
+"""Charts as inline SVG that takes its text and grid colours from the page, so that they read well on light and on dark; and as
+PNG for where there is no page."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins that become `currentColor` and the page's own variable in the SVG.
+# Stand-ins that become `currentColor` and the page's own variable in the SVG; the first is as good as black.
 INK, GRID = "#010203", "#040506"
 ACCENT = "#3b6fd4"
 COLOURS = (ACCENT, "#e07b39", "#2a9d78", "#c4518c", "#8b6fd6", "#b08d1e", "#2f9fbf", "#d3544a", "#6b8e3d", "#a0674b")
@@ -29,24 +30,37 @@ MAX_LABELS = 40
 def draw(chart: Chart, *, height: float = 3.2) -> str:
     """The chart as an <svg> element; it is as wide as its place. `height` is for a width of 6."""
     with page_style():
-        from matplotlib.figure import Figure
+        return svg(plotted(chart, height))
 
-        if chart.kind == "matrix":
-            size = min(3.2 + 0.14 * len(chart.matrix), 9.0)
-            figure = Figure(figsize=(size + 0.6, size), layout="constrained")
-            draw_matrix(figure.subplots(), chart)
-        else:
-            figure = Figure(figsize=(6.0, height), layout="constrained")
-            axes = figure.subplots()
-            (draw_bars if chart.kind == "bars" else draw_lines)(axes, chart)
-            axes.set_xlabel(chart.x)
-            axes.set_ylabel(chart.y)
-        return svg(figure)
+
+def png(chart: Chart) -> bytes:
+    """The chart on white."""
+    written = io.BytesIO()
+    with page_style(grid="#d0d7de", background="white"):
+        plotted(chart, 3.2).savefig(written, format="png", dpi=150, metadata={"Software": None})
+    return written.getvalue()
+
+
+def plotted(chart: Chart, height: float) -> Figure:
+    """The chart, of width 6 unless it is a matrix."""
+    from matplotlib.figure import Figure
+
+    if chart.kind == "matrix":
+        size = min(3.2 + 0.14 * len(chart.matrix), 9.0)
+        figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+        draw_matrix(figure.subplots(), chart)
+    else:
+        figure = Figure(figsize=(6.0, height), layout="constrained")
+        axes = figure.subplots()
+        (draw_bars if chart.kind == "bars" else draw_lines)(axes, chart)
+        axes.set_xlabel(chart.x)
+        axes.set_ylabel(chart.y)
+    return figure
 
 
 @contextmanager
-def page_style() -> Iterator[None]:
-    """Matplotlib as this page wants it: transparent, quiet axes, plain text that is never read as formulas."""
+def page_style(*, grid: str = GRID, background: str = "none") -> Iterator[None]:
+    """Matplotlib as a page wants it: quiet axes, plain text that is never read as formulas."""
     import matplotlib
 
     style: dict[Any, Any] = {
@@ -59,14 +73,14 @@ def page_style() -> Iterator[None]:
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.linewidth": 0.6,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
+        "figure.facecolor": background,
+        "axes.facecolor": background,
+        "savefig.facecolor": background,
         "legend.frameon": False,
         "xtick.major.size": 0,
         "ytick.major.size": 0,
-        "grid.color": GRID,
-        "axes.edgecolor": GRID,
+        "grid.color": grid,
+        "axes.edgecolor": grid,
     }
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     with matplotlib.rc_context(style):

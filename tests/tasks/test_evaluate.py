@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from PIL import Image
 
 from contracts import workload as workloads
 from contracts.errors import SlipwayError
-from contracts.files import read_json
+from contracts.files import read_json, write_json
 from contracts.records import Records, write_records
 from contracts.settings import Settings
-from contracts.workload import Chart, Facts, Run, Told
-from tasks import evaluate
+from contracts.workload import Chart, Facts, Run, Scores, Told
+from tasks import evaluate, report
 from tests.tasks import digit_workload
 from tests.tasks.digit_workload import NAME
 
@@ -94,6 +95,48 @@ def test_each_record_is_told_at_most_once_best_first(num: int) -> None:
     assert len({index for _, index in chosen}) == len(chosen) == min(num, 12)
     assert found == sorted(found, reverse=True)
     assert not num or (max(qualities) == found[0] and min(qualities) == found[-1])
+
+
+def set_beside(**folders: str) -> None:
+    Path("params.yaml").write_text(json.dumps({NAME: {"evaluate": {"beside": folders}}}))
+
+
+def test_another_model_is_scored_on_the_same_records(exported: Path) -> None:
+    set_beside(earlier=f"data/export/{NAME}")
+    evaluate.run(NAME)
+    found = read_json(OUTPUT / "details" / "scores.json")
+    assert found["beside"] == {"earlier": found["metrics"]}, "it is the same model"
+    report.run(NAME)
+    pages = Path("data/report") / NAME
+    for page in ("report.html", "report.md"):
+        assert "earlier" in (pages / page).read_text()
+
+
+def test_another_model_must_be_there_and_of_the_same_kind(exported: Path) -> None:
+    set_beside(earlier="registry/gone")
+    with pytest.raises(SlipwayError, match=r"registry/gone/artifact\.json is missing"):
+        evaluate.run(NAME)
+    set_beside(earlier=f"data/export/{NAME}")
+    path = Path("data/export") / NAME / "artifact.json"
+    artifact = read_json(path)
+    for changed, told in (
+        ({"workload": "segmentation"}, "a model of segmentation"),
+        ({"facts": {"classes": ["a"]}}, "knows"),
+    ):
+        write_json(path, {**artifact, **changed})
+        with pytest.raises(SlipwayError, match=f"{NAME}\\.evaluate\\.beside: earlier: .* {told}"):
+            evaluate.run(NAME)
+
+
+def test_the_main_lines_of_other_models_join_the_chart_of_their_title() -> None:
+    def chart(title: str, height: float) -> Chart:
+        lines = {"model": ([1, 2], [0.0, height]), "random": ([1, 2], [0.1, 0.1])}
+        return Chart(title, "lines", "x", "y", lines, "model", {"model": ([0.0, 0.0], [1.0, height])})
+
+    others = {"plain": Scores({}, charts=[chart("Returns", 0.9), chart("Losses", 0.2)])}
+    found = evaluate.compared(chart("Returns", 0.5), others)
+    assert {name: line[1][1] for name, line in found.lines.items()} == {"model": 0.5, "random": 0.1, "plain": 0.9}
+    assert found.bands["plain"] == ([0.0, 0.0], [1.0, 0.9])
 
 
 def test_dvc_finds_actual_and_predicted_a_row_each(exported: Path) -> None:
