@@ -43,7 +43,7 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
         raise _refused("accelerate_config", path, f"plan.backend is {wishes.backend}: set it to accelerate or auto")
     if kind not in DISTRIBUTED_TYPES:
         raise _refused("accelerate_config", path, f"its distributed_type is {kind}. {POINTER}")
-    if int(config.get("num_machines") or 1) > 1:
+    if _count(config, "num_machines", path) > 1:
         raise _refused(
             "accelerate_config", path, f"it is for {config['num_machines']} machines, this runs on one: {POINTER}"
         )
@@ -56,16 +56,26 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
     precision = {"no": "fp32", "none": "fp32"}.get(text := str(config.get("mixed_precision", "no")).lower(), text)
     if precision not in ("fp32", "bf16", "fp16"):
         raise _refused("accelerate_config", path, f"its mixed_precision is {text}: no, bf16 or fp16 can be trained here")
-    processes = 1 if kind == "NO" else int(config.get("num_processes") or 1)
+    processes = 1 if kind == "NO" else _count(config, "num_processes", path)
     found = {"backend": "accelerate", "ranks": processes, "precision": precision}
     for name, value in found.items():
         wanted = getattr(wishes, name)
         if wanted not in (None, "auto", value):
             raise _refused(name, wanted, f"{path} says {value}: leave one of them out")
-    dynamo = (config.get("dynamo_config") or {}).get("dynamo_backend", "NO")
+    dynamo = config.get("dynamo_config")
+    dynamo = dynamo.get("dynamo_backend", "NO") if isinstance(dynamo, dict) else "NO"
     update = {**found, "compile": wishes.compile or str(dynamo).upper() not in ("NO", "NONE")}
     taken = f"{path}: {kind}, num_processes {processes}, mixed_precision {text}"
     return FromAccelerate(wishes.model_copy(update=update), bool(config.get("use_cpu")) or kind == "MULTI_CPU", taken)
+
+
+def _count(config: dict[str, Any], name: str, path: Path) -> int:
+    value = config.get(name) or 1
+    if not isinstance(value, int) or value < 1:
+        raise _refused(
+            "accelerate_config", path, f"its {name} is {value!r}: a number is wanted; plan.ranks is auto where it is null"
+        )
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:

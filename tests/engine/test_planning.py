@@ -380,6 +380,12 @@ def test_a_file_of_accelerate_config_is_honoured(tmp_path: Path, changes: dict[s
     assert made.hardware == TWO.fingerprint
 
 
+def test_a_file_for_gpus_starts_ranks_that_meet_where_there_are_none(tmp_path: Path) -> None:
+    made = plan(machine(cores=2, memory=24), BATCH, accelerate_config(tmp_path, mixed_precision="no"))
+    assert layout(made) == ("accelerate", "cpu", 2, 8, 4, "fp32")
+    assert "gloo" in made.reasons["backend"] and "no GPU" in made.reasons["device"]
+
+
 def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
     assert plan(TWO, BATCH, accelerate_config(tmp_path, dynamo_config={"dynamo_backend": "INDUCTOR"})).compile
 
@@ -389,6 +395,8 @@ def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
     [
         *[({"distributed_type": kind}, f"its distributed_type is {kind}. Slipway has these") for kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")],
         ({"num_machines": 2}, "it is for 2 machines"),
+        ({"num_machines": "2"}, "its num_machines is '2': a number is wanted"),
+        ({"num_processes": "auto"}, "its num_processes is 'auto': a number is wanted; plan.ranks is auto where it is null"),
         ({"mixed_precision": "fp8"}, "its mixed_precision is fp8: no, bf16 or fp16"),
         ({"gpu_ids": "1,2"}, "set them in CUDA_VISIBLE_DEVICES"),
         ({"num_processes": 3}, "plan.ranks = 3 cannot be: this machine has 2 GPUs"),
