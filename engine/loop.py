@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from engine.validation import Validator
 from engine.weights import save_weights
 
 ROWS_PER_RUN = 200
-# Steps after a start in which gradients meet only once all ranks have said that their memory sufficed.
+# Steps after a start in which gradients meet, on GPUs too, only once all ranks have said that their memory sufficed.
 CAREFUL_STEPS = 5
 
 
@@ -150,8 +151,9 @@ class Loop:
             self.dataset, self.stream, self.plan, rank=rank, first_step=step, beacons=self.output / "beacons"
         )
         self._careful_until = step + CAREFUL_STEPS
-        self._ready: Drawn | None = None
+        self._ready: Drawn | Exception | None = None
         self._parts: list[str] = []
+        self._keys: list[str] = []
 
     def _step(self) -> bool:
         """One optimiser step, its wait for data included; tells whether any rank was asked to stop."""
@@ -163,6 +165,11 @@ class Loop:
             self._careful_until = self.standing.step + 1 + CAREFUL_STEPS
         values = dict(zip(self._parts, sums, strict=True))
         weight = values.pop("weight")
+        if weight == 0:
+            raise SlipwayError(
+                f"nothing counts in step {self.standing.step}: none of its samples ({', '.join(self._first_keys())}, ...) has a label that the"
+                " objective weighs. Look at those records, or make train.global_batch larger"
+            )
         seen = numbers[len(self._parts) + 3 :] / self.backend.ranks
         self._learn({name: value / weight for name, value in values.items()}, seen, scale=1 / weight)
         return stopping > 0
@@ -200,46 +207,74 @@ class Loop:
         backend, careful = self.backend, self._careful
         mark("exchange")
         asked = careful and (not self._parts or backend.device.type != "cpu")
-        if asked and backend.any(totals is None):
+        if asked and self._anybody_failed(totals):
             return None
-        if totals is None:
-            losses = torch.zeros(len(self._parts), device=backend.device)
-        else:
-            losses = torch.stack([value.float() for value in totals.values()])
-            self._parts = self._parts or list(totals)
-            if list(totals) != self._parts:
-                raise SlipwayError(
-                    f"the objective gave {', '.join(totals)} in step {self.standing.step} and {', '.join(self._parts)} before: the"
-                    " parts of a loss must be the same in every step"
-                )
+        losses = self._in_order(totals)
         flags = losses.new_tensor([float(self._stop.asked), float(is_tight(backend.device)), float(totals is None)])
         numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
-        arriving = backend.exchange(numbers, gradients=careful)
+        try:
+            arriving = backend.exchange(numbers, gradients=careful)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"memory ran out in the exchange of step {self.standing.step}: {error}") from error
         if careful and backend.ranks > 1:
             self._read_ahead()
         numbers = arriving()
         return None if numbers[len(self._parts) + 2] else numbers
 
+    def _anybody_failed(self, totals: dict[str, torch.Tensor] | None) -> bool:
+        """Whether memory ran out on any rank; where it did not, that all ranks know their losses by the same names."""
+        name = zlib.crc32(",".join(totals).encode()) % 1000 if totals else 0
+        failed, names = self.backend.sum(torch.tensor([totals is None, name], dtype=torch.float32)).tolist()
+        if not failed and names != name * self.backend.ranks:
+            raise SlipwayError(
+                f"the parts of the loss are not the same on all ranks: on rank {self.backend.rank} {', '.join(totals or ())}"
+            )
+        return failed > 0
+
+    def _in_order(self, totals: dict[str, torch.Tensor] | None) -> torch.Tensor:
+        """The sums of the losses [parts] as every rank has them, zeros where this one has none."""
+        if totals is None:
+            return torch.zeros(len(self._parts), device=self.backend.device)
+        self._parts = self._parts or list(totals)
+        if set(totals) != set(self._parts):
+            raise SlipwayError(
+                f"the objective gave {', '.join(totals)} in step {self.standing.step} and {', '.join(self._parts)} before: the parts of"
+                " a loss must be the same in every step"
+            )
+        return torch.stack([totals[name].float() for name in self._parts])
+
     def _read_ahead(self) -> None:
-        """Have the next micro-batch ready, if there is another."""
+        """Have the next micro-batch ready, if there is another; what goes wrong shows when it is wanted."""
         began = time.monotonic()
-        mark(WAITING_FOR_DATA, keys=[])
-        self._ready = next(self._batches, None)
+        mark(WAITING_FOR_DATA, step=self.standing.step + 1, keys=[])
+        try:
+            self._ready = next(self._batches, None)
+        except Exception as error:
+            self._ready = error
         self._waited += time.monotonic() - began
-        mark("exchange")
+        mark("exchange", step=self.standing.step, keys=self._keys)
+
+    def _drawn(self) -> Drawn:
+        """The next micro-batch."""
+        ready, self._ready = self._ready, None
+        if isinstance(ready, Exception):
+            raise ready
+        return ready or next(self._batches)
 
     def _micro_batch(self, micro: int, totals: dict[str, torch.Tensor], *, meet: bool) -> None:
         """The forward and backward of one micro-batch; its losses are added to `totals`."""
         backend, step = self.backend, self.standing.step
         began = time.monotonic()
         mark(WAITING_FOR_DATA, step=step, keys=[])
-        samples, batch = self._ready or next(self._batches)
-        self._ready = None
+        samples, batch = self._drawn()
         self._waited += time.monotonic() - began
         batch = moved(batch, backend.device)
         torch.manual_seed(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))
         with backend.accumulate(meet=meet):
-            mark("forward", keys=[self.records.key(sample.index) for sample in samples])
+            self._keys = [self.records.key(sample.index) for sample in samples]
+            mark("forward", keys=self._keys)
             with self._meeting("forward", meet=meet), backend.autocast():
                 output = backend.forward(batch)
             weight = output.pop("weight", torch.ones(())).to(backend.device)
@@ -278,10 +313,9 @@ class Loop:
         """Move the weights, their average and the batch statistics (by those `seen`), all by what the whole global batch said."""
         step = self.standing.step
         if not math.isfinite(losses["loss"]):
-            keys = [self.records[sample.index].key for sample in self.stream.batch(step)[:4]]
             raise SlipwayError(
                 f"the loss is {losses['loss']} in step {step} ({', '.join(f'{k} {v:.4g}' for k, v in losses.items())}); the batch begins "
-                f"with {', '.join(keys)}. Lower train.learning_rate or train.clip_norm, or look at those records"
+                f"with {', '.join(self._first_keys())}. Lower train.learning_rate or train.clip_norm, or look at those records"
             )
         warmup = self.train.warmup_epochs * len(self.records) / self.train.global_batch
         rate = learning_rate_factor(
@@ -302,6 +336,10 @@ class Loop:
         self.standing.step += 1
         if self.standing.step % max(1, self.stream.num_steps // ROWS_PER_RUN) == 0 or self.stream.ends_epoch(step):
             self._log(rate)
+
+    def _first_keys(self) -> list[str]:
+        """Some records of the present step."""
+        return [self.records[sample.index].key for sample in self.stream.batch(self.standing.step)[:4]]
 
     def _log(self, rate: float) -> None:
         """A line with the means since the last one."""

@@ -90,8 +90,10 @@ class Ddp(Single):
         def arrived() -> torch.Tensor:
             with collective("all-reduce of gradients"):
                 sending.wait()
+                if message.is_cuda:  # the wait itself, so that it is seen where it is
+                    torch.cuda.current_stream().synchronize()
             lengths = [len(value) for value in flat]
-            means = message[: sum(lengths)].to(flat[0].dtype) / self.ranks
+            means = message[: sum(lengths)].float() / self.ranks
             torch._foreach_copy_(flat, means.split(lengths))  # pyright: ignore[reportPrivateImportUsage]
             return message
 

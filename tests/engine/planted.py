@@ -77,6 +77,34 @@ def _fail_above(module: Any, size: Callable[[Any], int], largest: int, *, from_c
     module.forward = forward
 
 
+def early_memory() -> None:
+    """Too little memory for micro-batches above twice LARGEST_BATCH from the first call on, and once for reading a record."""
+    from tests.engine.tiny_workload import TinyObjective
+
+    def fail_once(failed: list[bool] = []) -> None:  # noqa: B006
+        if not failed:
+            failed.append(True)
+            raise MemoryError("planted: no room for a record")
+
+    _fail_above(TinyObjective, lambda batch: len(batch["rows"]), 2 * LARGEST_BATCH, from_call=1)
+    _plant_in_reading(fail_once)
+
+
+def late_hang() -> None:
+    """An optimiser whose step never ends, from the fourth on."""
+    from engine.backends.single import Single
+
+    step, calls = Single.step, [0]
+
+    def slow(self: Any, *, rate: float, scale: float) -> float:
+        calls[0] += 1
+        if calls[0] > 3:
+            time.sleep(3600)
+        return step(self, rate=rate, scale=scale)
+
+    Single.step = slow
+
+
 def slow() -> None:
     """Steps long enough to be met by somebody who looks on."""
     from tests.engine.tiny_workload import TinyObjective
@@ -96,7 +124,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAULTS = {one.__name__: one for one in (hang, error, memory, slow, die)}
+FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, slow, die)}
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = ("slow", "die")
 command = functools.partial(tiny_ranks.command, module="tests.engine.planted")

@@ -276,6 +276,18 @@ def test_where_memory_runs_out_on_one_rank_all_go_on_with_half_the_micro_batch(
         assert f"going on from step {FAILING_STEP} of {NUM_STEPS}" in said
 
 
+def test_memory_may_run_out_in_the_first_step_and_while_reading_ahead(
+    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "early_memory")
+    spec = make_tiny_spec(ranks=2, micro_batch=4 * LARGEST_BATCH, **TRAIN)
+    assert launch(spec).extra["micro_batch"] == LARGEST_BATCH
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+    said = capfd.readouterr().out
+    assert "memory ran out in step 0: going on with micro-batches of 4 instead of 8" in said
+    assert re.search(r"memory ran out in step [1-9]\d*: going on with micro-batches of 2 instead of 4", said)
+
+
 def test_where_memory_runs_out_in_evaluation_a_graph_is_computed_in_halves() -> None:
     calls: list[int] = []
 
@@ -295,11 +307,18 @@ def test_where_memory_runs_out_in_evaluation_a_graph_is_computed_in_halves() -> 
 # Hangs, damage, other sizes
 
 
-def test_a_rank_that_is_stuck_in_its_dataset_is_named_and_the_run_ended(
-    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("hang", r"reading, sample record \d+, epoch 1"),
+        ("late_hang", r"step 3, optimizer, samples row-\d+, row-\d+"),
+    ],
+)
+def test_a_rank_that_is_stuck_is_named_and_the_run_ended(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:
-    plant(monkeypatch, "hang")
-    with pytest.raises(Hung, match=r"hang: rank 1 .*reading, sample record \d+, epoch 1.*planted.py.*time.sleep") as hung:
+    plant(monkeypatch, fault)
+    with pytest.raises(Hung, match=rf"hang: rank 1 .*{words}.*planted.py.*time.sleep") as hung:
         launch(make_tiny_spec(ranks=2, layout={"hang_seconds": 3}, **TRAIN))
     assert hung.value.status == 76
     assert not [one for one in psutil.Process().children(recursive=True) if "tests.engine.planted" in one.cmdline()]

@@ -17,6 +17,7 @@ import torch
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.run import RunSpec
+from engine import beacon
 from engine import launch as launching
 from engine.checkpoint import Checkpoints
 from engine.launch import environment, launch
@@ -174,6 +175,23 @@ def test_a_loss_whose_parts_change_on_the_way_is_refused(make_tiny_spec: MakeSpe
     loop.backend.forward = changing
     with pytest.raises(SlipwayError, match=r"gave .*late.* in step 3 .*must be the same in every step"):
         loop.run()
+
+
+def test_a_batch_of_which_nothing_counts_is_refused_with_its_records(make_tiny_spec: MakeSpec) -> None:
+    loop = Loop(make_tiny_spec("nothing"))
+    plain = loop.backend.forward
+    loop.backend.forward = lambda batch: {**plain(batch), "weight": torch.zeros(())}
+    with pytest.raises(SlipwayError, match=r"nothing counts in step 0: none of its samples \(.+, \.\.\.\) has a label"):
+        loop.run()
+
+
+def test_two_ranks_meet_once_a_step(make_tiny_spec: MakeSpec) -> None:
+    spec = make_tiny_spec("meeting", ranks=2, epochs=4, checkpoint_minutes=100)
+    launch(spec)
+    met = beacon.read(Path(spec.output) / "beacons" / "rank-1.beacon")
+    assert met is not None
+    between = " ".join("step" if name == "all-reduce of gradients" else "other" for name in met.history).split("other")
+    assert max(len(part.split()) for part in between) >= 4, met.history
 
 
 def test_recomputing_activations_changes_nothing(make_tiny_spec: MakeSpec) -> None:
