@@ -74,7 +74,8 @@ class Checkpoints:
         Raises:
             SlipwayError: when a checkpoint belongs to another run, with both fingerprints.
         """
-        for checkpoint in reversed(self.found()):
+        found = self.found()
+        for checkpoint in reversed(found):
             try:
                 manifest = read_json(checkpoint.folder / "manifest.json")
                 whole = manifest["sha256"] == _sha256(checkpoint.folder / "state.pt")
@@ -91,6 +92,8 @@ class Checkpoints:
             print(
                 f"{checkpoint.folder}/state.pt does not have the sha256 of its manifest; trying the one before", flush=True
             )
+        if found:
+            print(f"no checkpoint in {self.folder} is whole: training begins anew", flush=True)
         return None
 
 

@@ -342,10 +342,10 @@ def one_batch(losses: Sequence[float], learning_rate: float) -> Finding:
     """Whether the losses of a batch that was taken again and again fell."""
     name = "one batch"
     told = f"its loss went from {losses[0]:.4g} to {losses[-1]:.4g} in {_steps(len(losses) - 1)}"
-    if math.isfinite(losses[-1]) and len(losses) <= FEWEST_STEPS:
-        return Finding(name, "not applicable", f"{told}: more do not fit into {LESSON_SECONDS:.0f} s")
     if has_fallen(losses, FALL):
         return Finding(name, "passed", told)
+    if math.isfinite(losses[-1]) and (len(losses) <= FEWEST_STEPS or (losses[-1] < losses[0] and len(losses) <= MOST_STEPS)):
+        return Finding(name, "not applicable", f"{told}: more do not fit into {LESSON_SECONDS:.0f} s")
     if not math.isfinite(losses[-1]):
         cause = f"train.learning_rate {learning_rate:g} is too high, or an operation overflows"
         return Finding(

@@ -65,6 +65,8 @@ def _launch(spec: RunSpec, output: Path) -> RunResult:
             raise Interrupted(
                 "training was interrupted; what it had learnt is saved, and the same command goes on from there"
             )
+        if cause == "stopped":
+            raise Interrupted("training was stopped before it could save; the same command goes on from the last checkpoint")
         if cause == "OutOfMemory" and (plan := smaller(spec.plan, ghost_batch=spec.settings["train"]["ghost_batch"])):
             spec = replace(spec, plan=plan)
             print(f"{ended.story}: going on from the last checkpoint with micro-batches of {plan.micro_batch}", flush=True)
@@ -78,7 +80,7 @@ def _launch(spec: RunSpec, output: Path) -> RunResult:
 
 @dataclass(frozen=True)
 class _End:
-    """How a start of the ranks ended: with a result, or for a cause ("interrupted", "lost", or an error's kind) with its story."""
+    """How a start of the ranks ended: with a result, or for a cause ("interrupted", "stopped", "lost", or an error's kind) with its story."""
 
     result: RunResult | None = None
     cause: str = ""
@@ -103,7 +105,7 @@ def _run(spec: RunSpec, output: Path) -> _End:
     if (output / "interrupted.json").exists():
         return _End(cause="interrupted")
     failure = _failure(spec, output, status)
-    return _End(cause="interrupted") if asked and failure.cause in ("lost", "never started") else failure
+    return _End(cause="stopped") if asked and failure.cause in ("lost", "never started") else failure
 
 
 def wait(process: subprocess.Popen[bytes], watch: Watch) -> int:

@@ -57,6 +57,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert "step-000000002" in capsys.readouterr().out
 
 
+def test_where_no_checkpoint_is_whole_it_is_said_that_training_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = _saved(tmp_path, 1)
+    assert checkpoints.load() is not None and "anew" not in capsys.readouterr().out
+    (tmp_path / "step-000000001" / "state.pt").write_bytes(b"")
+    assert checkpoints.load() is None
+    assert f"no checkpoint in {tmp_path} is whole: training begins anew" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     _saved(tmp_path, 5, fingerprint="theirs")
     with pytest.raises(SlipwayError, match=r"fingerprint is theirs, this run's is mine"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.nn import functional
 from contracts.preflight import Estimate, Finding
 from contracts.run import RunSpec
 from engine import loop as engine_loop
-from engine.checks import check, digested, rank_batches
+from engine.checks import check, digested, one_batch, rank_batches
 from engine.feeding import feed
 from engine.preflight import examine
 from engine.rehearsal import Rehearsal
@@ -222,6 +223,21 @@ def test_a_learning_rate_of_nearly_nothing_learns_no_batch(found: Any) -> None:
     findings = found(Tiny(), learning_rate=1e-12)
     assert failed(findings) == ["one batch"]
     assert "in 40 steps" in findings["one batch"].reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "state"),
+    [
+        ([2.0, 1.7], "passed"),
+        ([2.0, *[1.95] * 20], "not applicable"),  # a slow machine: the time was up
+        ([2.0, *[2.0] * 3], "not applicable"),
+        ([2.0, *[2.1] * 20], "failed"),
+        ([2.0, *[1.95] * 40], "failed"),
+        ([2.0, math.nan], "failed"),
+    ],
+)
+def test_a_lesson_cut_short_is_no_fault_unless_its_loss_climbs(losses: list[float], state: str) -> None:
+    assert one_batch(losses, 0.001).state == state
 
 
 def test_a_warm_up_longer_than_the_run_is_a_schedule_that_does_not_end(found: Any) -> None:
