@@ -9,8 +9,10 @@ the model. The first two learn the same: their losses and gradients are compared
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +20,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks.conditions import load_now, spread, write_result
+from contracts.workload import load
+from engine.weights import frozen_bases, save_weights
 from workloads.captioning.bases import empty_models
 from workloads.captioning.model import Captioner
 from workloads.captioning.objective import CaptioningObjective, make_optimizer
@@ -37,7 +41,7 @@ DECODER |= {"intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings
 FACTS = {"encoder": {"config": ENCODER}, "decoder": {"config": DECODER}}
 BATCH, LENGTHS = 4, (18, 25, 31, 40)
 BARS = {"ours": 1.8, "pooled": 4.0}
-CHECKPOINT_BAR = 12e6
+WEIGHTS_BAR = 12e6
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load = load_now()
+    before = load_now()
     objective, pooled = make(None), make(49)
     batch, pixels = example(objective)
     objective.captioner.decoder.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
@@ -63,18 +67,43 @@ def main() -> None:
             times[name].append(way() / BATCH)
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value[-1]:.2f} s" for name, value in times.items()), flush=True)
     ratios = {name: median(p / o for p, o in zip(times["plain"], times[name], strict=True)) for name in BARS}
-    trained = sum(value.numel() * value.element_size() for value in objective.parameters() if value.requires_grad)
+    sizes = {
+        name: size_of(write, objective) for name, write in (("weights", write_weights), ("checkpoint", write_checkpoint))
+    }
     write_result(
         "captioning",
-        bar=", ".join(f"{name} >= {bar} x plain" for name, bar in BARS.items()) + ", trained weights <= 12 MB",
-        met=all(ratios[name] >= bar for name, bar in BARS.items()) and trained <= CHECKPOINT_BAR,
-        load=load,
+        bar=", ".join(f"{name} >= {bar} x plain" for name, bar in BARS.items()) + ", file of what was learnt <= 12 MB",
+        met=all(ratios[name] >= bar for name, bar in BARS.items()) and sizes["weights"] <= WEIGHTS_BAR,
+        load=before,
         ratio_median=ratios,
         seconds_per_sample={name: spread(values) for name, values in times.items()},
-        bytes_that_train=trained,
+        file_bytes=sizes,
         parameters=sum(value.numel() for value in objective.parameters()),
         largest_difference=same,
     )
+
+
+def size_of(write: Callable[[Any, Path], None], objective: Any) -> int:
+    """Bytes of the file that `write` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(objective, Path(folder) / "file")
+        return (Path(folder) / "file").stat().st_size
+
+
+def write_weights(objective: Any, path: Path) -> None:
+    """What is kept of the best epoch, and what the later stages read."""
+    left_out = frozen_bases(load("captioning"), objective)
+    save_weights({name: value for name, value in objective.state_dict().items() if name not in left_out}, path)
+
+
+def write_checkpoint(objective: Any, path: Path) -> None:
+    """What a run goes on from: the same, and the optimiser's two moments of it."""
+    optimizer = _optimizer(objective)
+    for value in objective.parameters():
+        value.grad = torch.zeros_like(value) if value.requires_grad else None
+    optimizer.step()
+    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    torch.save({"weights": trained, "optimizer": optimizer.state_dict()["state"]}, path)
 
 
 def make(prefix_tokens: int | None) -> Any:

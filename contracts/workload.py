@@ -277,6 +277,15 @@ class Balanced(Protocol):
 
 
 @runtime_checkable
+class HasBases(Protocol):
+    """A workload whose objective is partly made of base models, frozen and the same whenever it is built `pretrained`."""
+
+    def bases(self) -> Sequence[str]:
+        """The names of those parts in the objective. Their frozen weights are not saved with what was learnt."""
+        ...
+
+
+@runtime_checkable
 class HasLayout(Protocol):
     """A workload, if other tools' runtimes have a convention for models of its kind."""
 

@@ -29,7 +29,7 @@ from engine.parts import load_weights
 from engine.rehearsal import Batch, Drawn, Look, Rehearsal, num_bytes
 from engine.stream import Sample, Stream
 from engine.torch_runtime import torch_run
-from engine.weights import read_weights, save_weights
+from engine.weights import rebuilt, save_weights
 
 Tell = Callable[[Finding | Estimate], None]
 
@@ -92,7 +92,7 @@ def _together(loop: Rehearsal, batches: Sequence[Drawn], say: Tell, shortest: fl
 
 def _estimated(loop: Rehearsal, step_seconds: float, say: Tell) -> float:
     """The seconds that the run will take (on rank 0), and all else that it will take told."""
-    validation, checkpoint, weights = loop.time_validation(), loop.checkpoint_bytes(), num_bytes(loop.validator.complete())
+    validation, checkpoint, weights = loop.time_validation(), loop.checkpoint_bytes(), num_bytes(loop.validator.learnt())
     device = loop.backend.device
     peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_bytes(device)
     measured = loop.backend.gather((step_seconds, validation, peak))
@@ -364,7 +364,7 @@ def saved_weights(lesson: Lesson, folder: Path) -> Finding:
     load_weights(loop.backend.objective, weights)
     load_weights(loop.validator.objective, weights)
     try:
-        save_weights(loop.validator.complete(), folder / "weights.safetensors")
+        save_weights(loop.validator.learnt(), folder / "weights.safetensors")
         loaded = _fresh(loop, folder / "weights.safetensors")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -388,9 +388,7 @@ def saved_weights(lesson: Lesson, folder: Path) -> Finding:
 def _fresh(loop: Loop, path: Path) -> nn.Module:
     """A new objective with saved weights, as the later stages make it; whatever is drawn in building comes out differently."""
     torch.manual_seed(loop.train.seed + 1)
-    objective = loop.workload.build(loop.settings, loop.spec.facts, pretrained=False)
-    read_weights(objective, path)
-    return objective.to(loop.backend.device)
+    return rebuilt(loop.workload, loop.settings, loop.spec.facts, path).to(loop.backend.device)
 
 
 def _computed(loop: Loop, objective: nn.Module, records: Records) -> tuple[list[Arrays], Mapping[str, float]]:

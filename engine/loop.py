@@ -379,7 +379,7 @@ class Loop:
             standing.best, standing.best_epoch, standing.best_metrics = value, epoch, metrics
             standing.epochs_without_gain = 0
             if self.backend.rank == 0:
-                save_weights(self.validator.complete(), self.output / "best.safetensors")
+                save_weights(self.validator.learnt(), self.output / "best.safetensors")
         else:
             standing.epochs_without_gain += 1
         standing.stopped_early = bool(self.train.patience) and standing.epochs_without_gain >= self.train.patience

@@ -16,6 +16,7 @@ from engine.backends.single import Single
 from engine.beacon import mark
 from engine.parts import load_weights
 from engine.torch_runtime import torch_run
+from engine.weights import frozen_bases
 
 
 class Validator:
@@ -23,6 +24,7 @@ class Validator:
 
     def __init__(self, workload: Workload, objective: nn.Module, settings: Settings, facts: Facts, records: Records) -> None:
         self.workload, self.settings, self.facts, self.records = workload, settings, facts, records
+        self.not_saved = frozen_bases(workload, objective)
         self.objective = copy.deepcopy(objective).eval().requires_grad_(False)
 
     def score(self, tensors: Mapping[str, torch.Tensor], backend: Single) -> dict[str, float]:
@@ -39,9 +41,9 @@ class Validator:
         scores = self.workload.score(_interleaved(gathered), self.settings, self.facts) if gathered else Scores({})
         return backend.broadcast(dict(scores.metrics))
 
-    def complete(self) -> dict[str, torch.Tensor]:
-        """Everything of the weights that were scored last, frozen ones too."""
-        return self.objective.state_dict()
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """The weights that were scored last, without those of frozen base models."""
+        return {name: value for name, value in self.objective.state_dict().items() if name not in self.not_saved}
 
 
 def _interleaved(shares: list[list[Any]]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Weights as one safetensors file: every tensor of a module, and one that has two names (tied embeddings) once."""
+"""Weights as one safetensors file: every tensor of a module but those of its base models, and one that has two names (tied
+embeddings) once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from contracts.files import replace_when_complete
+from contracts.settings import Settings
+from contracts.workload import Facts, HasBases, Workload
 
 
 def save_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -20,8 +23,26 @@ def save_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in once.items()}, temporary)
 
 
-def read_weights(module: nn.Module, path: Path) -> None:
-    """Load what `save_weights` wrote of the same module.
+def frozen_bases(workload: Workload, objective: nn.Module) -> frozenset[str]:
+    """The names of the weights that need not be saved: those of base models that do not train."""
+    parts = tuple(f"{name}." for name in workload.bases()) if isinstance(workload, HasBases) else ()
+    parameters = objective.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, value in parameters if name.startswith(parts) and not value.requires_grad)
+
+
+def rebuilt(workload: Workload, settings: Settings, facts: Facts, path: Path) -> nn.Module:
+    """An objective with the weights in `path`, which `save_weights` wrote of one of the same workload, and its base models'.
+
+    Raises:
+        ValueError: when names or shapes are not the objective's.
+    """
+    objective = workload.build(settings, facts, pretrained=isinstance(workload, HasBases))
+    read_weights(objective, path, but=frozen_bases(workload, objective))
+    return objective
+
+
+def read_weights(module: nn.Module, path: Path, *, but: Collection[str] = ()) -> None:
+    """Load what `save_weights` wrote of the same module; weights named in `but` may be left out.
 
     Raises:
         ValueError: when names or shapes are not the module's.
@@ -33,9 +54,14 @@ def read_weights(module: nn.Module, path: Path) -> None:
         raise ValueError(str(error)) from None
     own = module.state_dict()
     given = {_place(own[name]) for name in tensors if name in own}
-    lost = [name for name in missing if _place(own[name]) not in given]
+    lost = [name for name in missing if _place(own[name]) not in given and name not in but]
     if unknown or lost:
         raise ValueError(f"unknown {', '.join(unknown[:3]) or 'none'}, missing {', '.join(lost[:3]) or 'none'}")
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Of all its tensors, one that has two names once."""
+    return sum(value.nbytes for value in {_place(value): value for value in module.state_dict().values()}.values())
 
 
 def _place(tensor: torch.Tensor) -> object:

@@ -231,11 +231,11 @@ def compare_on_test(
     import torch
 
     from engine.torch_runtime import torch_run
+    from engine.weights import num_bytes
 
     trained, graphs = bench.trained, bench.trained.graphs()
-    weights = folder("train", trained.name) / "model" / "weights.safetensors"
     contenders: list[tuple[str, Run, int]] = [
-        ("torch", torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu"), weights.stat().st_size),
+        ("torch", torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu"), num_bytes(trained.objective)),
         ("fp32", fp32, graph_bytes(bench.source)),
     ]
     if home and winner:

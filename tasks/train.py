@@ -62,18 +62,17 @@ def portable(spec: RunSpec) -> RunSpec:
 def _save_for_the_ecosystem(spec: RunSpec, model: Path) -> None:
     """The files that the model's own tools open, from the best weights and from the last."""
     import torch
-    from safetensors.torch import load_file
 
     from engine.parts import load_weights
+    from engine.weights import rebuilt
 
     workload = load(spec.workload)
     settings = workload.Settings.model_validate(spec.settings)
-    objective = workload.build(settings, spec.facts, pretrained=False)
+    objective = rebuilt(workload, settings, spec.facts, model / "weights.safetensors")
+    workload.save(objective, model, settings, spec.facts, name="best")
     state = torch.load(model / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)
-    last = state["average"]["tensors"] or state["weights"]
-    for name, tensors in {"best": load_file(model / "weights.safetensors"), "last": last}.items():
-        load_weights(objective, tensors)
-        workload.save(objective, model, settings, spec.facts, name=name)
+    load_weights(objective, state["average"]["tensors"] or state["weights"])
+    workload.save(objective, model, settings, spec.facts, name="last")
 
 
 if __name__ == "__main__":

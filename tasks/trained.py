@@ -56,17 +56,15 @@ class Trained:
         Raises:
             SlipwayError: when the weights are missing or are not those of this network, with the names that differ.
         """
-        from engine.weights import read_weights
+        from engine.weights import rebuilt
 
         path = folder("train", self.name) / "model" / "weights.safetensors"
         if not path.is_file():
             raise SlipwayError(f"{path} is missing: run the train stage first (python -m tasks.train {self.name})")
-        objective = self.workload.build(self.settings, self.facts, pretrained=False)
         try:
-            read_weights(objective, path)
+            return rebuilt(self.workload, self.settings, self.facts, path).eval()
         except ValueError as error:
             raise SlipwayError(f"{path} does not fit the network that its spec.json describes: {error}") from None
-        return objective.eval()
 
     def untrained_graphs(self) -> dict[str, Graph]:
         """The parts that would ship without any training: base models and fresh layers as the first step found them."""

@@ -72,6 +72,9 @@ class Captioning:
 
         return build(settings, facts, pretrained=pretrained)
 
+    def bases(self) -> Sequence[str]:
+        return ("captioner.encoder", "captioner.decoder")
+
     def optimizer(self, objective: nn.Module, settings: CaptioningSettings) -> Any:
         from workloads.captioning.objective import make_optimizer
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from contracts.errors import SlipwayError
 from engine.stream import Stream
+from engine.validation import Validator
+from engine.weights import rebuilt, save_weights
+from workloads.captioning import WORKLOAD
 from workloads.captioning.dataset import CaptioningDataset
 from workloads.captioning.model import pooled
 from workloads.captioning.objective import build, make_optimizer
@@ -89,6 +94,21 @@ def test_unfrozen_layers_train_too_with_a_rate_of_their_own(tiny: Any) -> None:
     assert any(".layers.1.mlp." in name for name in trained)
     rates = [group["lr"] for group in make_optimizer(objective, settings.train).param_groups]
     assert sorted(rates) == [1e-5, settings.train.lora_rate, settings.train.learning_rate]
+
+
+@pytest.mark.parametrize("train", [{}, {"unfreeze_encoder": 1, "unfreeze_decoder": 1, "unfrozen_rate": 1e-5}])
+def test_what_is_saved_is_what_trains_and_makes_the_whole_again(tiny: Any, tmp_path: Path, train: dict[str, Any]) -> None:
+    settings = tiny.with_train(**train)
+    objective = build(settings, tiny.facts, pretrained=True)
+    trained = {name for name, value in objective.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for value in objective.parameters():
+            value.add_(0.1 * torch.rand_like(value) if value.requires_grad else 0)
+    validator = Validator(WORKLOAD, objective, settings, tiny.facts, tiny.records.split("val"))
+    save_weights(validator.learnt(), tmp_path / "weights.safetensors")
+    assert set(load_file(tmp_path / "weights.safetensors")) == trained
+    again = rebuilt(WORKLOAD, settings, tiny.facts, tmp_path / "weights.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in objective.state_dict().items())
 
 
 def test_the_contrast_loss_has_a_gradient_and_does_not_depend_on_micro_batches(tiny: Any) -> None:
