@@ -14,14 +14,15 @@ from contracts.workload import Facts
 from workloads.captioning.bases import num_features
 from workloads.captioning.graph import merged
 from workloads.captioning.model import Captioner, num_class_tokens
-from workloads.captioning.presenting import FOLDER
+from workloads.captioning.presenting import ADAPTER, BASE, FOLDER, on_the_hub
 from workloads.captioning.writing import write_model
 
 IMAGE = "<image>"
 
 
 def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None:
-    """Write `folder`/adapter (PEFT), projection.safetensors and, where it has that layout, transformers/ (LLaVA, merged).
+    """Write `folder`/adapter (PEFT) with what it adapts, projection.safetensors and, where it has that layout, transformers/
+    (LLaVA, merged).
 
     A pooled prefix is something that LLaVA does not know: then there is no such folder. Of the last weights (`name` "last")
     nothing is written: the checkpoint beside them holds all that was trained.
@@ -31,12 +32,25 @@ def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None
     if name != "best":
         return
     if hasattr(captioner.decoder, "peft_config"):
-        write_model(captioner.decoder, folder / "adapter", save_embedding_layers=False)
-        remove(folder / "adapter" / "README.md")  # a form to be filled in
+        save_adapter(captioner.decoder, folder, facts)
     state = {key: value.detach().cpu().contiguous() for key, value in captioner.projection.state_dict().items()}
     save_file(state, folder / "projection.safetensors")
     if is_llava(captioner, facts):
         save_llava(merged(captioner), folder / FOLDER, facts)
+
+
+def save_adapter(decoder: Any, folder: Path, facts: Facts) -> None:
+    """The adapter alone, with the id and the commit of the language model that it adapts; one that no hub has, or of which
+    layers were trained, lies beside it without the adapter."""
+    trained = any(value.requires_grad and "lora_" not in name for name, value in decoder.named_parameters())
+    hub = on_the_hub(facts["decoder"]) and not trained
+    [config] = decoder.peft_config.values()
+    config.base_model_name_or_path = facts["decoder"]["name"] if hub else BASE
+    config.revision = facts["decoder"]["revision"] if hub else None
+    write_model(decoder, folder / ADAPTER, save_embedding_layers=False)
+    remove(folder / ADAPTER / "README.md")  # a form to be filled in
+    if not hub:
+        write_model(copy.deepcopy(decoder).cpu().float().unload(), folder / BASE)
 
 
 def is_llava(captioner: Captioner, facts: Facts) -> bool:

@@ -1,0 +1,116 @@
+"""The lines by which a published captioner opens elsewhere, taken from the pages that show them and run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from contracts.workload import ROOT
+from engine.torch_runtime import torch_run
+from tests.workloads.captioning.conftest import Tiny, write_bases
+from tests.workloads.captioning.test_generating import images_of, loud
+from workloads.captioning.bases import describe as describe_bases
+from workloads.captioning.generating import describe
+from workloads.captioning.graph import graphs
+from workloads.captioning.objective import build
+from workloads.captioning.presenting import card
+from workloads.captioning.saving import save
+from workloads.captioning.settings import CaptioningPrepare
+from workloads.captioning.words import Words
+
+COMMIT = "0123456789" * 4
+
+
+def lines_of(page: str) -> str:
+    """The Python that a page shows."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+
+
+def on_the_hub(facts: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "decoder": {**facts["decoder"], "name": "somebody/words", "revision": COMMIT}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["siglip", "clip"])
+def test_the_documented_lines_say_the_merged_models_caption_in_a_folder_that_was_moved(
+    tiny: Tiny, tmp_path: Path, encoder: str
+) -> None:
+    made = tmp_path / "made"
+    facts = describe_bases(CaptioningPrepare.model_validate(write_bases(made, encoder=encoder)), made)
+    captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
+    save(captioner, made / "model", facts, name="best")
+    image, elsewhere = images_of(tiny, 4)[3], tmp_path / "elsewhere"
+    [tokens] = describe(
+        torch_run(graphs(captioner, facts), "cpu"),
+        image[None],
+        facts["picture"],
+        end=facts["tokenizer"]["end"],
+        longest=32,
+        beams=1,
+    )
+    (elsewhere / "registry" / "captioning").mkdir(parents=True)
+    (made / "model").rename(elsewhere / "registry" / "captioning" / "v1")
+    made.rename(tmp_path / "gone")
+    Image.fromarray(image).save(elsewhere / "picture.png")
+    shown = lines_of((ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8"))
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", shown],
+        cwd=elsewhere,
+        env={**alone, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    merged, adapted = done.stdout.splitlines()
+    caption = Words(facts["tokenizer"]).text(tokens)
+    assert caption and merged.strip() == adapted.strip() == caption
+    assert "trust_remote_code" not in shown
+
+
+def test_the_card_and_the_workloads_page_show_the_same_lines(tiny: Tiny) -> None:
+    def but_for_the_folder(page: str) -> list[str]:
+        return [line for line in lines_of(page).splitlines() if not line.startswith("folder = ")]
+
+    page = (ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8")
+    told = card(tiny.settings, tiny.facts).use
+    assert but_for_the_folder(told) == but_for_the_folder(page)
+    assert 'folder = "."' in told and len(re.findall("^```python", told, re.MULTILINE)) == 2
+    hub = card(tiny.settings, on_the_hub(tiny.facts)).use
+    assert f'base = AutoModelForCausalLM.from_pretrained("somebody/words", revision="{COMMIT}", dtype="float32")' in hub
+    pooled = card(tiny.with_train(prefix_tokens=1), tiny.facts).use
+    assert 'folder = "."' in pooled and "PeftModel" in pooled and "processor" not in pooled
+    assert "peft" not in card(tiny.with_train(lora=None), tiny.facts).use
+
+
+@pytest.mark.parametrize(("hub", "unfrozen", "name"), [(False, 0, "base"), (True, 0, "somebody/words"), (True, 1, "base")])
+def test_the_adapter_names_what_it_adapts_and_that_is_to_be_had(
+    tiny: Tiny, tmp_path: Path, hub: bool, unfrozen: int, name: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    settings = tiny.with_train(unfreeze_decoder=unfrozen)
+    captioner = loud(build(settings, tiny.facts, pretrained=True)).captioner
+    facts = on_the_hub(tiny.facts) if hub else tiny.facts
+    save(captioner, tmp_path, facts, name="best")
+    told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == name and told["revision"] == (COMMIT if name != "base" else None)
+    assert (tmp_path / "base").is_dir() == (name == "base")
+    assert ("/base" in card(settings, facts).use) == (name == "base")
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or str(tiny.folder).encode() not in path.read_bytes(), path
+    if name == "base":
+        weights = load_file(tmp_path / "base" / "model.safetensors")
+        own = captioner.decoder.get_base_model().state_dict()
+        key = "model.layers.0.self_attn.q_proj.{}weight"
+        assert torch.equal(weights[key.format("")], own[key.format("base_layer.")]), "the base, and not the merged model"
