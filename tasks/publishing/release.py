@@ -24,6 +24,8 @@ from tasks.stage import folder
 PACKAGES = ("torch", "torchvision", "ultralytics", "onnx", "onnxruntime", "numpy")
 # Local to the run that made the model: a checkpoint to resume from, or folders of the machine it ran on.
 LEFT_BEHIND = ("last.pt", "spec.json", "checkpoint", "weights.safetensors")
+# Settings that may be a file or a folder of this machine.
+PLACES = ("model", "accelerate_config")
 # DVC rewrites it while the pipeline runs, and the lineage holds what stands in it.
 NOT_DIRT = "dvc.lock"
 
@@ -121,7 +123,7 @@ def build(workload: str, path: Path, *, name: str) -> Release:
     comparison = check_gates(workload)
     artifact = _required("quantize", workload, "artifact.json")
     settings = workloads.settings_of(workload)
-    artifact["settings"] = published_settings(artifact["settings"])
+    artifact |= {"settings": published_settings(artifact["settings"]), "facts": without_folders(artifact["facts"])}
     for graph in artifact["graphs"].values():
         _copy(folder("quantize", workload) / graph["file"], path / graph["file"], workload)
     write_json(path / "artifact.json", artifact)
@@ -154,6 +156,7 @@ def fingerprint(path: Path, artifact: Mapping[str, Any]) -> str:
 
 def published_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what is nobody's business: secrets in addresses, folders of this machine."""
+    settings = without_folders(settings)
 
     def public(address: str) -> str:
         return local_path(address).name if scheme_of(address) == "file" else shown(address)
@@ -166,6 +169,25 @@ def published_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "beside" in evaluate:
         evaluate["beside"] = {name: Path(place).name for name, place in evaluate["beside"].items()}
     return {**settings, "download": download, "evaluate": evaluate, "publish": publish}
+
+
+def without_folders(value: Any) -> Any:
+    """The same nested settings or facts, but of files and folders outside the project only the last part of their path: of base
+    models (a `name` beside a `revision`) and of what stands under one of `PLACES`."""
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    places = (*PLACES, "name") if "revision" in value else PLACES
+    return {
+        key: Path(item).name if key in places and isinstance(item, str) and is_outside(item) else without_folders(item)
+        for key, item in value.items()
+    }
+
+
+def is_outside(place: str) -> bool:
+    """Whether it is a path that does not begin in the project's folder; an id on the hub is none."""
+    return Path(place).is_absolute() or place.startswith(("~", ".."))
 
 
 def lineage_of(workload: str, settings: Settings) -> dict[str, Any]:

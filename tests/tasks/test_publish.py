@@ -23,7 +23,7 @@ from tasks import publish
 from tasks.downloading import fetching
 from tasks.publishing import hub
 from tasks.publishing.registry import LocalRegistry, StoreRegistry, Version, decide, open_registry
-from tasks.publishing.release import Release
+from tasks.publishing.release import Release, published_settings
 from tests.tasks.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +140,28 @@ def test_one_folder_holds_all_that_belongs_to_the_model_and_nothing_of_the_machi
         content = path.read_bytes() if path.is_file() else b""
         assert b"SECRETSIGNATURE" not in content and b"user:pass" not in content and b"somebody" not in content
     assert "SECRETSIGNATURE" not in RECEIPT.read_text(encoding="utf-8")
+
+
+def test_models_in_folders_are_published_by_the_folders_own_names() -> None:
+    place = "/home/somebody/models/sees"
+    artifact = read_json(Path("data/quantize/segmentation/artifact.json"))
+    hub, local = {"name": "org/words", "revision": "c"}, {"name": place, "revision": None, "config": {}}
+    artifact["facts"] |= {"encoder": local, "decoder": hub, "classes": ["/m/01g317"]}
+    artifact["settings"]["train"] = {"model": f"{place}/own.pt"}
+    write_json(Path("data/quantize/segmentation/artifact.json"), artifact)
+    params = json.loads(Path("params.yaml").read_text())
+    params["segmentation"] |= {"train": {"model": f"{place}/own.pt"}, "plan": {"accelerate_config": f"{place}/all.yaml"}}
+    Path("params.yaml").write_text(json.dumps(params))
+    home = Path(run()["location"])
+    told, lineage = (read_json(home / name) for name in ("artifact.json", "lineage.json"))
+    assert told["facts"] == {"encoder": {**local, "name": "sees"}, "decoder": hub, "classes": ["/m/01g317"]}
+    assert told["settings"]["train"]["model"] == lineage["params"]["train"]["model"] == "own.pt"
+    assert lineage["params"]["plan"]["accelerate_config"] == "all.yaml"
+    assert not [path for path in home.rglob("*") if path.is_file() and b"somebody" in path.read_bytes()]
+    captioning = {"prepare": {"encoder": local, "decoder": hub}, "evaluate": {"clip": {**local, "name": "~/clip"}}}
+    cleaned = published_settings(captioning)
+    assert cleaned["prepare"] == {"encoder": {**local, "name": "sees"}, "decoder": hub}
+    assert cleaned["evaluate"] == {"clip": {**local, "name": "clip"}}
 
 
 def test_the_card_is_made_of_measured_numbers_and_its_front_matter_is_the_hubs(project: Path) -> None:
