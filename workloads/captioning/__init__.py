@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,14 @@ class Captioning:
         return facts(raw, records, settings.parse)
 
     def prepare(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
-        from workloads.captioning.bases import describe
+        from workloads.captioning.base import captions_of
+        from workloads.captioning.bases import describe, not_pretrained
         from workloads.captioning.features import Features
 
-        found = describe(settings.prepare, folder)
+        captions = None if facts["embedded"] else captions_of(records.split("train"))
+        found = describe(settings.prepare, folder, captions=captions)
+        if warning := not_pretrained(found):
+            print(f"warning: {warning}", file=sys.stderr)
         if settings.prepare.features:
             features = Features.of(found, folder)
             new = features.compute(records, found, batch_size=settings.prepare.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,26 +23,43 @@ ENCODERS = {
 }
 
 
-def describe(settings: CaptioningPrepare, folder: Path) -> dict[str, Any]:
+# What those that are made on the spot have learnt from, where the data are a user's own.
+LEARNT_FROM = {"encoder": "from drawn digits and has never seen a photograph", "decoder": "from these captions alone"}
+
+
+def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[str] | None = None) -> dict[str, Any]:
     """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
-    tokenizer, and what the encoder's processor does to a picture. The embedded ones are made below `folder` first.
+    tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`
+    first; where the data are not the embedded ones, the language model from `captions`, and `made` says which parts they are.
 
     Raises:
         SlipwayError: when a model cannot be had, or is none of those that captioning can use.
     """
-    encoder, decoder = settings.encoder, settings.decoder
-    if encoder is None or decoder is None:
-        from workloads.captioning import base
+    from workloads.captioning import base
 
-        made = base.make(folder, settings.base_steps)
-        encoder = encoder or Base(name=made["vision"].as_posix())
-        decoder = decoder or Base(name=made["language"].as_posix())
+    kinds = {"encoder": "vision", "decoder": "language"}
+    missing = [part for part in kinds if getattr(settings, part) is None]
+    made = base.make(folder, settings.base_steps, kinds=[kinds[part] for part in missing], captions=captions)
+    encoder = settings.encoder or Base(name=made["vision"].as_posix())
+    decoder = settings.decoder or Base(name=made["language"].as_posix())
     return {
         "encoder": _described(encoder, _vision_config(encoder)),
         "decoder": _described(decoder, _text_config(decoder)),
         "picture": _picture(encoder),
         "tokenizer": _tokenizer(decoder),
+        **({"made": missing} if missing and captions is not None else {}),
     }
+
+
+def not_pretrained(facts: Facts) -> str | None:
+    """What a user must know whose own pictures are captioned with base models that were made on the spot."""
+    if not facts.get("made"):
+        return None
+    learnt = "; ".join(f"the {part} has learnt {LEARNT_FROM[part]}" for part in facts["made"])
+    return (
+        f"The base models are small ones made on the spot, not pretrained: {learnt}. captioning.prepare.encoder and"
+        " captioning.prepare.decoder name real ones; `slipway use captioning distilvit` writes both (then set download and parse again)."
+    )
 
 
 def _described(base: Base, config: Any) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class BaseSteps(Section):
 
 
 class CaptioningPrepare(PrepareSettings):
-    """The base models, which decide what frozen features are. None: the small ones of the embedded data set, made on the spot.
+    """The base models, which decide what frozen features are. None: small ones, made on the spot: the encoder from drawn digits, the
+    language model from the captions of the embedded data set or, where the data are your own, from those.
 
     `encoder` is any SigLIP, CLIP or ViT model of transformers, `decoder` any decoder-only language model. `features` keeps
     what the frozen encoder says of each picture; without it the encoder runs in every step.

@@ -1,4 +1,5 @@
-"""A small Llama that has learnt to say what a list of things looks like: the language model that captions are taught to."""
+"""A small Llama that has learnt to say what a list of things looks like, or to write a data set's own captions: the language model
+that captions are taught to."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WIDTH, LAYERS, HEADS = 128, 3, 4
-VOCABULARY = 1024
+VOCABULARY, OWN_VOCABULARY = 1024, 4096
+# Tokens of a caption.
+LONGEST = 128
 NUM_SCENES, BATCH = 16_000, 64
 LEARNING_RATE, WARMUP = 3e-3, 50
 END = "<|endoftext|>"
@@ -31,25 +34,27 @@ def texts(num: int, seed: int) -> list[tuple[str, str]]:
     return [(f"{inventory}:", f" {caption}") for inventory, captions in scenes for caption in captions]
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path, steps: int, *, captions: list[str] | None = None) -> None:
     """Train tokenizer and language model and write both to `folder`. What is learnt is the caption after an inventory: which
-    things there are cannot be foretold."""
+    things there are cannot be foretold. Where `captions` are given, it is them, after nothing but the token for an end."""
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    pairs = texts(NUM_SCENES, 0)
+    pairs = texts(NUM_SCENES, 0) if captions is None else [(END, caption) for caption in captions]
+    corpus = captions or [before + after for before, after in pairs]
     tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=train_tokenizer([before + after for before, after in pairs]),
+        tokenizer_object=train_tokenizer(corpus, size=VOCABULARY if captions is None else OWN_VOCABULARY),
         eos_token=END,
         bos_token=END,
         pad_token=END,
     )
     model: Any = _empty(tokenizer)
     rows = [
-        (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"], tokenizer.eos_token_id]) for before, after in pairs
+        (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"][:LONGEST], tokenizer.eos_token_id])
+        for before, after in pairs
     ]
 
     def loss() -> torch.Tensor:
@@ -63,17 +68,15 @@ def train(folder: Path, steps: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(corpus: list[str]) -> Tokenizer:
-    """Byte-level BPE, as GPT-2 and SmolLM have it."""
+def train_tokenizer(corpus: list[str], *, size: int = VOCABULARY) -> Tokenizer:
+    """Byte-level BPE of at most `size` tokens, as GPT-2 and SmolLM have it: any text can be said with it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
 

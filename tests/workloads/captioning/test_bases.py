@@ -1,0 +1,68 @@
+"""The base models: small ones that are made on the spot learn the data's own captions, and that they are small is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.workload import load
+from tests.workloads.captioning.conftest import Tiny, write_bases
+from workloads.captioning import base, scoring
+from workloads.captioning.bases import describe
+from workloads.captioning.settings import BaseSteps, CaptioningPrepare, CaptioningSettings
+from workloads.captioning.words import Words
+
+OWN = ["Ein Hund läuft über die Straße", "a dog on the beach", "a dog in the snow", "two dogs on the beach"] * 4
+
+
+def test_a_language_model_made_on_the_spot_learns_the_data_s_own_captions_and_can_say_anything(tmp_path: Path) -> None:
+    settings = CaptioningPrepare.model_validate(
+        {"encoder": write_bases(tmp_path)["encoder"], "base_steps": {"vision": 1, "language": 1}}
+    )
+    facts = describe(settings, tmp_path, captions=OWN)
+    assert facts["made"] == ["decoder"]
+    assert not list(tmp_path.glob("vision-*")), "an encoder is named, so none is made"
+    words = Words(facts["tokenizer"])
+    assert len(words.ids("a dog on the beach", longest=64)) == 6, "a word, or its end, is a token"
+    assert len(words.ids("a small green four", longest=64)) > 10, "no caption has such words"
+    for text in ("日本語 ⛵", "naïve"):
+        assert words.text(words.ids(text, longest=64)) == text
+    [made] = tmp_path.glob("language-*")
+    assert json.loads((made / "config.json").read_text())["vocab_size"] < 400
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    assert describe(settings, tmp_path, captions=OWN) == facts
+    assert (made / "model.safetensors").stat().st_mtime_ns == before, "the same captions cost nothing again"
+    assert describe(settings, tmp_path, captions=[*OWN, "a cat"])["decoder"]["name"] != facts["decoder"]["name"]
+
+
+def test_the_captions_are_those_of_train_all_of_them_or_an_even_choice(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = tiny.records.split("train")
+    every = [caption for record in train for caption in record.targets["captions"]]
+    assert base.captions_of(train) == every
+    monkeypatch.setattr(base, "MOST_PICTURES", 2)
+    assert base.captions_of(train) == [*train[0].targets["captions"], *train[len(train) - 1].targets["captions"]]
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_base_models_that_are_not_pretrained_are_told_where_the_data_are_one_s_own(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], embedded: bool
+) -> None:
+    made: list[Any] = []
+
+    def make(folder: Path, steps: BaseSteps, *, kinds: Any, captions: Any) -> dict[str, Path]:
+        made.append(captions)
+        bases = write_bases(folder)
+        return {"vision": Path(bases["encoder"]["name"]), "language": Path(bases["decoder"]["name"])}
+
+    monkeypatch.setattr(base, "make", make)
+    facts = {**tiny.facts, "embedded": embedded}
+    found = load("captioning").prepare(tiny.records, CaptioningSettings(), facts, tmp_path)
+    assert made == [None if embedded else base.captions_of(tiny.records.split("train"))]
+    notes = " ".join(scoring.score([], CaptioningSettings(), found).notes)
+    said = capsys.readouterr().err
+    for text in (notes, said):
+        assert ("prepare.encoder and captioning.prepare.decoder name real ones; `slipway use" in text) is not embedded
+        assert ("the encoder has learnt from drawn digits" in text) is not embedded
