@@ -434,6 +434,38 @@ def test_missing_splits_are_drawn_and_one_alone_is_none() -> None:
     assert Division.of(["train", "val", "test"], shares).settle("val", "a") == "val"
 
 
+def test_a_picture_is_in_one_split_whatever_it_is_called_and_however_a_set_is_sharded(tmp_path: Path) -> None:
+    """One set as files in two folders, as one shard and as four, some of it in train and test alone, so that val is drawn."""
+    names = [f"{number}.png" for number in range(40)]
+    for number, name in enumerate(names):
+        picture(tmp_path / "files" / "one" / name, seed=number)
+        (tmp_path / "files" / "two").mkdir(exist_ok=True)
+        (tmp_path / "files" / "two" / f"copy of {name}").write_bytes((tmp_path / "files" / "one" / name).read_bytes())
+    rows = [f"one/{name},a\ntwo/copy of {name},b\n" for name in names]
+    (tmp_path / "files" / "mine.csv").write_text("image,caption\n" + "".join(rows))
+    table = table_of(names, tmp_path / "files" / "one", caption=names)
+    for shards, folder in ((1, "whole"), (4, "parts"), (1, "official/train"), (1, "official/test")):
+        (tmp_path / folder).mkdir(parents=True)
+        for shard in range(shards):
+            pq.write_table(table.slice(shard * 40 // shards, 40 // shards), tmp_path / folder / f"{shard}.parquet")
+    files, whole, parts, official = (
+        _splits(tmp_path / folder, tmp_path / f"parsed {folder}") for folder in ("files", "whole", "parts", "official")
+    )
+    assert all(len(found) == 1 for found in files.values())
+    assert {next(iter(found)) for found in files.values()} == {"train", "val", "test"}
+    assert files == whole == parts
+    assert {frozenset(found) for found in official.values()} == {frozenset({"train", "test"}), frozenset({"val", "test"})}
+
+
+def _splits(raw: Path, folder: Path) -> dict[str, set[str]]:
+    """The splits that each picture, by its content, is in."""
+    found: dict[str, set[str]] = {}
+    _facts(raw, folder, read(raw), CaptioningParse())
+    for record in Records.open(folder, root=raw):
+        found.setdefault(record.inputs["sha256"], set()).add(str(record.split))
+    return found
+
+
 # The machinery
 
 

@@ -1,6 +1,7 @@
 """Label files of six formats to captioning records; the module of each format says what it may hold.
 
-All captions of one picture make one record. Labels are streamed; what stays in memory is the names of the files, one file of
+All captions of one picture make one record, whose group is the picture's content: the same bytes in two shards, folders or data
+sets are in one split, whatever they are called. Labels are streamed; what stays in memory is the names of the files, one file of
 COCO's or Karpathy's if the labels are such, and a few parts of shards if they are the Hub's.
 """
 

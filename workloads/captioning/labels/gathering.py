@@ -76,4 +76,4 @@ def _sheet(picture: str, rows: list[tuple[Any, ...]], division: Division) -> Ite
         yield Rejected(file, row, show(picture), LEFT_OUT, whole=True)
         return
     scene = next((row[5] for row in rows if row[5]), "")
-    yield Sheet(picture, texts, file, row, division.settle(split, picture), scene)
+    yield Sheet(picture, texts, file, row, division, split, scene)

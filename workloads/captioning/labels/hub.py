@@ -157,8 +157,8 @@ def _record(draft: Draft, part: Part) -> Iterator[Record | Rejected]:
         yield Rejected(part.file, draft.row, key, LEFT_OUT, whole=True)
         return
     inputs = {"image": part.file, "row": draft.row, **draft.picture.inputs}
-    split = part.division.settle(draft.split, key)
-    yield Record(key, key, inputs, {"captions": captions, "scene": ""}, split, draft.picture.likeness)
+    split = part.division.settle(draft.split, draft.picture.sha256)
+    yield Record(key, draft.picture.sha256, inputs, {"captions": captions, "scene": ""}, split, draft.picture.likeness)
 
 
 def _path_in(cell: Any) -> str:

@@ -45,4 +45,5 @@ def _record(rules: Rules, sheet: Sheet) -> Record | Rejected:
         return Rejected(sheet.file, sheet.row, sheet.picture, str(error), whole=True)
     inputs = {"image": sheet.picture, "row": -1, **picture.inputs}
     targets = {"captions": sheet.captions, "scene": sheet.scene}
-    return Record(sheet.picture, sheet.picture, inputs, targets, sheet.split, picture.likeness)
+    split = sheet.division.settle(sheet.split, picture.sha256)
+    return Record(sheet.picture, picture.sha256, inputs, targets, split, picture.likeness)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from contracts.splits import Division
+
 SHOWN = 120
 UNDECODABLE = "text cannot be decoded: save the file as UTF-8"
 _LOST = re.compile("[\ud800-\udfff\ufffd]")
@@ -35,12 +37,13 @@ class Caption:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A picture file with all its captions, which are good; nobody has opened the picture yet."""
+    """A picture file with all its captions, which are good, and the split that is named; nobody has opened the picture yet."""
 
     picture: str
     captions: list[str]
     file: str
     row: int | str
+    division: Division
     split: str | None = None
     scene: str = ""
     size: int = 1
