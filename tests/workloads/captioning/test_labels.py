@@ -200,6 +200,55 @@ def test_data_sets_side_by_side_are_all_read_each_in_its_own_format(tmp_path: Pa
     assert found == {**first, **second, "third/data/0.parquet#0": ["a shard"]}
 
 
+def test_a_data_set_that_no_format_fits_stops_where_another_would_be_read_alone(tmp_path: Path) -> None:
+    _written(tmp_path / "first", coco)
+    pictures(tmp_path / "second")
+    (tmp_path / "second" / "mine.csv").write_text("picture_id,what\n1,a dog\n")
+    (tmp_path / "second" / "notes.txt").write_text("mine\n")
+    message = r"no captions found in .*second, beside data sets .* Found 3 pictures and 2 possible label files \(.*mine.csv"
+    missing(tmp_path, message + r".*\)\. .*mine.csv has the columns picture_id, what.*parse.labels to read one folder alone")
+    assert captions(read(tmp_path, labels="first")).keys() == {f"first/{name}" for name in SAID}
+    missing(tmp_path, "no captions found in .*second", format="coco")
+    (tmp_path / "second" / "mine.csv").unlink()
+    (tmp_path / "second" / "mine.json").write_text('{"pictures": []}')
+    missing(tmp_path, r"Found 3 pictures and 2 possible label files \(second/mine.json, second/notes.txt\)")
+    for file in ("a.png", "b.jpg", "c.png", "mine.json"):
+        (tmp_path / "second" / file).unlink()
+    pq.write_table(pa.table({"url": ["https://x.org/a.png"], "caption": ["a dog"]}), tmp_path / "second" / "0.parquet")
+    missing(tmp_path, "no captions found in .*second")
+
+
+def test_folders_without_captions_are_counted_where_they_can_be_no_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _written(tmp_path / "first", coco)
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "README.txt").write_text("Read me.\n")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "README.md").write_text("It has moved.\n")
+    picture(tmp_path / "second" / "x.png")
+    (tmp_path / "second" / "LICENSE.txt").write_text("Free.\n")
+    picture(tmp_path / "y.png")
+    assert len(read(tmp_path, labels=None)) == 3
+    said = capsys.readouterr().out
+    assert "captions: none in papers/, which holds papers/README.txt" in said
+    assert "captions: none in third/, which holds third/README.md" in said
+    assert "2 pictures are named by no label and are left out, such as second/x.png (1 in second/, 1 in ./)" in said
+
+
+@pytest.mark.parametrize("kind", ["table", "hub"])
+def test_a_data_set_without_a_row_stops_and_is_named(tmp_path: Path, kind: str) -> None:
+    _written(tmp_path / "first", coco)
+    pictures(tmp_path / "second")
+    if kind == "table":
+        (tmp_path / "second" / "mine.csv").write_text("image,caption\n")
+    else:
+        table = table_of(["a.png"], tmp_path / "second", caption=["a dog"])
+        pq.write_table(table.slice(0, 0), tmp_path / "second" / "mine.parquet")
+    missing(tmp_path, rf"{kind} in second/ has no row \(second/mine\..*\)")
+
+
 def test_captions_of_a_picture_are_gathered_from_rows_and_files_in_any_order(tmp_path: Path) -> None:
     pictures(tmp_path)
     (tmp_path / "one.csv").write_text("image,caption\na.png,first\nb.jpg,other\na.png,second\n")

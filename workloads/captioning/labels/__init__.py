@@ -76,6 +76,7 @@ def _examples(
 ) -> Iterator[Record | Rejected]:
     """Everything in the data sets, judged, with progress."""
     from contracts.ordered import in_order
+    from workloads.captioning.labels.formats import top_folder
     from workloads.captioning.labels.judging import Rules, judge
 
     named: set[str] = set()
@@ -91,20 +92,29 @@ def _examples(
     if settings.keep and not anything:
         raise SlipwayError(f"parse.keep = {dict(settings.keep)} leaves no row: is it the value that the column has?")
     if unnamed := [picture for picture in listing.pictures if picture not in named]:
-        print(f"{len(unnamed):,} pictures are named by no label and are left out, such as {unnamed[0]}", flush=True)
+        places = Counter(f"{top_folder(picture) or '.'}/" for picture in unnamed)
+        where = (
+            f" ({', '.join(f'{count:,} in {place}' for place, count in places.items())})" if set(places) != {"./"} else ""
+        )
+        print(f"{len(unnamed):,} pictures are named by no label and are left out, such as {unnamed[0]}{where}", flush=True)
 
 
 def _tasks(found: list[DataSet], settings: CaptioningParse) -> Iterator[Sheet | Part | Rejected]:
     from workloads.captioning.labels.gathering import gathered
     from workloads.captioning.labels.hub import Hub
+    from workloads.captioning.labels.listing import some
 
     for one in found:
-        if not isinstance(one.reader, Hub):
-            yield from gathered(one.reader.said(), settings, one.title)
-            continue
-        if note := one.reader.division.note:
+        if isinstance(one.reader, Hub) and (note := one.reader.division.note):
             print(f"splits of {one.title}: {note}", flush=True)
-        yield from one.reader.parts()
+        empty = True
+        for task in one.reader.parts() if isinstance(one.reader, Hub) else gathered(one.reader.said(), settings, one.title):
+            empty = empty and getattr(task, "size", 1) == 0
+            yield task
+        if empty and not settings.keep:
+            raise SlipwayError(
+                f"{one.title} has no row ({some(one.files)}): was it cut off? Download it again, or leave it out"
+            )
 
 
 def _noted(tasks: Iterator[Any], named: set[str]) -> Iterator[Any]:

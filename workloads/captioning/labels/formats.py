@@ -8,7 +8,7 @@ files of its pictures lack.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,11 +53,16 @@ LOOKED_FOR = {
 }
 
 
+# What lies beside data sets and is none.
+BESIDE = frozenset({"dataset_infos.json", "dataset_info.json", "state.json", "readme.txt", "license.txt", "licence.txt"})
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The label files of a top folder ("" for the download itself) and their reader; `others` are formats not read."""
 
     folder: str
+    files: list[str]
     reader: Reader | Hub
     others: tuple[str, ...]
 
@@ -76,18 +81,22 @@ def data_sets(raw: Path, settings: CaptioningParse) -> tuple[Listing, list[DataS
     listing = Listing(raw, labels=settings.labels)
     folders: dict[str, list[str]] = {}
     for file in listing.labels:
-        folders.setdefault(_folder(file), []).append(file)
+        folders.setdefault(top_folder(file), []).append(file)
     wanted = list(KINDS) if settings.format == "auto" else [settings.format]
-    seen = (_data_set(listing, folder, files, wanted, settings) for folder, files in sorted(folders.items()))
-    found = [one for one in seen if one is not None]
+    seen = {folder: _data_set(listing, folder, files, wanted, settings) for folder, files in sorted(folders.items())}
+    found = [one for one in seen.values() if one is not None]
     if not found:
         raise SlipwayError(_nothing(listing, wanted))
+    for folder in (folder for folder, one in seen.items() if one is None):
+        _check_empty(listing, folder, folders[folder], wanted)
+    if settings.labels is None:
+        _tell_of_others(listing, folders)
     _check_columns(found, settings)
     return listing, found
 
 
-def _folder(file: str) -> str:
-    """The top folder of a label file; "" where it lies on top, or where the top folders are splits of one data set."""
+def top_folder(file: str) -> str:
+    """The top folder of a file; "" where it lies on top, or where the top folders are splits of one data set."""
     top, below, _ = file.partition("/")
     return top if below and split_in_path(f"{top}/") is None else ""
 
@@ -101,7 +110,44 @@ def _data_set(
     if not seen:
         return None
     name, *others = seen
-    return DataSet(folder, KINDS[name](listing, _once(listing.root, seen[name]), settings), tuple(others))
+    read = _once(listing.root, seen[name])
+    return DataSet(folder, read, KINDS[name](listing, read, settings), tuple(others))
+
+
+def _check_empty(listing: Listing, folder: str, files: list[str], wanted: list[str]) -> None:
+    """Say that a folder beside data sets holds files without captions; where it looks like a data set itself, that is an error.
+
+    Raises:
+        SlipwayError: when it holds pictures, tables or shards too: read as nothing, a whole set would be missing without a word.
+    """
+    num = sum(top_folder(name) == folder for name in listing.pictures)
+    telling = [file for file in files if file.rsplit("/", 1)[-1].lower() not in BESIDE]
+    here = f"{folder}/" if folder else "the top folder of the download"
+    if not telling or (not num and not any(suffix(file) in (TABLES - {".txt"}) | SUFFIXES for file in telling)):
+        print(f"captions: none in {here}, which holds {some(files)}", flush=True)
+        return
+    raise SlipwayError(
+        f"no captions found in {listing.root / folder}, beside data sets that have some. Looked for"
+        f" {'; '.join(LOOKED_FOR[name] for name in wanted)}. Found {num:,} pictures and {len(files):,} possible label files"
+        f" ({some(files)}).{_columns_in(listing, files)} Set captioning.parse.image_column and caption_column if they are called"
+        " otherwise, parse.labels to read one folder alone, or take these files out of the download"
+    )
+
+
+def _tell_of_others(listing: Listing, folders: Mapping[str, list[str]]) -> None:
+    """Say which top folders hold neither label files nor pictures; of pictures that nobody names parse itself tells."""
+    others: dict[str, list[str]] = {}
+    for name in sorted(listing.names - set(listing.pictures)):
+        others.setdefault(top_folder(name), []).append(name)
+    for folder in others.keys() - folders.keys() - {""} - {top_folder(name) for name in listing.pictures}:
+        print(f"captions: none in {folder}/, which holds {some(others[folder])}", flush=True)
+
+
+def _columns_in(listing: Listing, files: list[str]) -> str:
+    """A sentence on the columns of the first tables among some files; nothing where there is none."""
+    tables = [file for file in files if suffix(file) in TABLES][:3]
+    columns = "; ".join(f"{file} has the columns {some(columns_of(listing.root / file), 12)}" for file in tables)
+    return f" {columns}." if columns else ""
 
 
 def _once(root: Path, files: list[str]) -> list[str]:
@@ -131,11 +177,8 @@ def _check_columns(found: list[DataSet], settings: CaptioningParse) -> None:
 
 
 def _nothing(listing: Listing, wanted: list[str]) -> str:
-    tables = [file for file in listing.labels if suffix(file) in TABLES][:3]
-    columns = "; ".join(f"{file} has the columns {some(columns_of(listing.root / file), 12)}" for file in tables)
     return (
         f"no captions found in {listing.root}. Looked for {'; '.join(LOOKED_FOR[name] for name in wanted)}. Found"
         f" {len(listing.pictures):,} pictures and {len(listing.labels):,} possible label files ({some(listing.labels)})."
-        + (f" {columns}." if columns else "")
-        + " Set captioning.parse.format, labels, image_column and caption_column if they are called otherwise"
+        f"{_columns_in(listing, listing.labels)} Set captioning.parse.format, labels, image_column and caption_column if they are called otherwise"
     )
