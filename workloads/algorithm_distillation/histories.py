@@ -20,7 +20,8 @@ INDEX = "histories.json"
 
 @dataclass(frozen=True)
 class Row:
-    """Where one history stands: a row of a part's array. `task` is its number among those of the index."""
+    """Where one history stands: a row of a part's array. `task` is its number among those of the index, `learner` its own among
+    those of the task, in all parts."""
 
     part: str
     row: int
@@ -93,8 +94,8 @@ class Histories:
     def rows(self, part: str) -> Iterator[Row]:
         """The rows of a part, in order."""
         if ":" in part:
-            task = self.index["part_tasks"][self.index["parts"].index(part)]
-            yield from (Row(part, row, task, row) for row in range(len(self.array(part))))
+            task, first, num = self.index["spans"][part]
+            yield from (Row(part, row, task, first + row) for row in range(num))
             return
         table = np.load(self.folder / f"{part}.rows.npy", allow_pickle=False)
         for row, (task, learner) in enumerate(table.tolist()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from contracts.errors import SlipwayError
 from workloads.algorithm_distillation.environments import Darkroom
-from workloads.algorithm_distillation.environments.room import SIZE, cell, coordinates
+from workloads.algorithm_distillation.environments.room import NEXT, NUM_ACTIONS, SIZE, cell, coordinates
 from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD, empty
 
 NAME = re.compile(r"history_(?P<environment>.+)_(?P<source>[^_]+)_alg-seed(?P<seed>\d+)\.(hdf5|h5)$")
 FIELDS = ("states", "actions", "rewards", "next_states", "dones")
+# How many values, from 0 on, each field may have.
+NUM_VALUES = {"states": SIZE, "next_states": SIZE, "actions": NUM_ACTIONS, "rewards": Darkroom.num_rewards}
 
 
 def files(folder: Path) -> list[Path]:
@@ -25,14 +28,15 @@ def files(folder: Path) -> list[Path]:
 def index_of(folder: Path, paths: list[Path]) -> dict[str, Any]:
     """What histories.json would say of these files; `unusable` says of groups why they are left out.
 
-    The goal does not stand in a file: it is where the rewards were. A group that was never rewarded has none.
+    The goal does not stand in a file: it is where the rewards were. A group that was never rewarded has none. `spans` says of
+    each part its task, the number of its first learner and how many it has: files of several seeds have the same tasks.
 
     Raises:
         SlipwayError: for another environment than Darkroom, or when a file cannot be read.
     """
     tasks: list[list[int]] = []
-    parts: list[str] = []
-    part_tasks: list[int] = []
+    spans: dict[str, tuple[int, int, int]] = {}
+    learners: Counter[int] = Counter()
     unusable: dict[str, str] = {}
     episodes = 0
     for path in paths:
@@ -45,21 +49,22 @@ def index_of(folder: Path, paths: list[Path]) -> dict[str, Any]:
         for group in groups(path):
             name = f"{path.relative_to(folder).as_posix()}:{group}"
             try:
-                goal, length = look(path, group)
+                goal, streams, length = look(path, group)
             except ValueError as error:
                 unusable[name] = str(error)
                 continue
             if episodes and length != episodes:
-                unusable[name] = f"it has {length} episodes, the first group has {episodes}"
+                unusable[name] = f"another number of episodes: {length}, the first group has {episodes}"
                 continue
             episodes = length
             if goal not in tasks:
                 tasks.append(goal)
-            parts.append(name)
-            part_tasks.append(tasks.index(goal))
+            task = tasks.index(goal)
+            spans[name] = task, learners[task], streams
+            learners[task] += streams
     source = {NAME.match(path.name)["source"].lower() for path in paths}  # pyright: ignore[reportOptionalSubscript]
     told = {"environment": Darkroom.name, "source": "+".join(sorted(source)), "episodes": episodes, "noise": 0.0}
-    return {**told, "tasks": tasks, "parts": parts, "part_tasks": part_tasks, "unusable": unusable}
+    return {**told, "tasks": tasks, "parts": list(spans), "spans": spans, "unusable": unusable}
 
 
 def groups(path: Path) -> list[str]:
@@ -73,8 +78,8 @@ def groups(path: Path) -> list[str]:
         raise SlipwayError(f"{path} cannot be read as HDF5 ({error}): download it again") from None
 
 
-def look(path: Path, group: str) -> tuple[list[int], int]:
-    """The goal and the number of episodes of a group.
+def look(path: Path, group: str) -> tuple[list[int], int, int]:
+    """The goal, the number of streams and that of episodes of a group.
 
     Raises:
         ValueError: when it is not what it should be; says why.
@@ -85,14 +90,17 @@ def look(path: Path, group: str) -> tuple[list[int], int]:
         raise ValueError(
             "it was never rewarded, so its goal is not known" if not len(rewarded) else "rewards in several cells"
         )
-    return coordinates(rewarded)[0].tolist(), history.shape[1]
+    return coordinates(rewarded)[0].tolist(), *history.shape[:2]
 
 
 def array_of(path: Path, group: str) -> np.ndarray:
     """The histories of a group, uint8 [streams, episodes, horizon + 1, 4]; steps after the last whole episode are left out.
 
+    Where an episode ends, Stable-Baselines3 gives the first observation of the next one: that place is taken from the step
+    itself, and what `next_states` says there does not count.
+
     Raises:
-        ValueError: when fields are missing, of other shapes, out of range, or episodes do not end after the horizon.
+        ValueError: when fields are missing, of other shapes, out of range, or do not tell what happens in Darkroom.
     """
     import h5py
 
@@ -100,24 +108,37 @@ def array_of(path: Path, group: str) -> np.ndarray:
         stored: Any = file[group]
         if missing := [name for name in FIELDS if name not in stored]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        states, actions, rewards, after, dones = (np.asarray(stored[name]) for name in FIELDS)
-    if states.ndim != 3 or states.shape[2] != 2 or after.shape != states.shape or actions.shape != states.shape[:2]:
-        raise ValueError(
-            f"states are {list(states.shape)} and actions {list(actions.shape)}, not [steps, streams, 2] and [steps, streams]"
-        )
-    horizon = Darkroom.horizon
-    num = len(states) // horizon
-    if not num or not dones[: num * horizon].reshape(num, horizon, -1)[:, -1].all():
+        found = {name: np.asarray(stored[name]) for name in FIELDS}
+    steps, horizon = found["actions"].shape, Darkroom.horizon
+    for name, values in found.items():
+        wanted = (*steps, 2) if name in ("states", "next_states") else steps
+        if values.ndim != len(wanted) or len(steps) != 2 or values.shape != wanted:
+            raise ValueError(f"its fields do not fit together: {name} are {list(values.shape)}, actions {list(steps)}")
+    for name, num in NUM_VALUES.items():
+        wrong = np.setdiff1d(found[name], np.arange(num))
+        if len(wrong):
+            raise ValueError(f"it has {name} that Darkroom does not have: {wrong[0]}")
+    num = steps[0] // horizon
+    if not num or not found["dones"][: num * horizon].reshape(num, horizon, -1)[:, -1].all():
         raise ValueError(f"its episodes do not end after {horizon} steps each")
-    if states.min() < 0 or states.max() >= SIZE or actions.min() < 0 or actions.max() > 4:
-        raise ValueError("it has places or actions that Darkroom does not have")
 
-    def by_episode(values: np.ndarray) -> np.ndarray:
-        """[steps, streams] as [streams, episodes, horizon]."""
-        return values[: num * horizon].reshape(num, horizon, -1).transpose(2, 0, 1)
+    def by_episode(name: str) -> np.ndarray:
+        """A field of [steps, streams] as [streams, episodes, horizon]; places as the numbers of their cells."""
+        values = found[name][: num * horizon].astype(np.int64)
+        values = cell(values[..., 0], values[..., 1]) if values.ndim == 3 else values
+        return values.reshape(num, horizon, -1).transpose(2, 0, 1)
 
-    history = empty(states.shape[1], episodes=num, horizon=horizon)
-    history[:, :, :-1, PLACE] = by_episode(cell(states[..., 0].astype(int), states[..., 1].astype(int)))
-    history[:, :, 1:, PLACE] = by_episode(cell(after[..., 0].astype(int), after[..., 1].astype(int)))
-    history[:, :, :-1, ACTION], history[:, :, 1:, REWARD] = by_episode(actions), by_episode(rewards)
+    places, actions = by_episode("states"), by_episode("actions")
+    reached = NEXT[places, actions]
+    for name, told in (("next_states", by_episode("next_states")[..., :-1]), ("states", places[..., 1:])):
+        if (wrong := np.argwhere(told != reached[..., :-1])).size:
+            stream, episode, step = wrong[0].tolist()
+            raise ValueError(
+                f"its {name} are not where Darkroom's actions lead (+x, -x, +y, -y, stay): stream {stream}, episode {episode}, "
+                f"step {step}: from {coordinates(places[stream, episode, step]).tolist()} by action {actions[stream, episode, step]} "
+                f"to {coordinates(told[stream, episode, step]).tolist()}"
+            )
+    history = empty(steps[1], episodes=num, horizon=horizon)
+    history[:, :, 0, PLACE], history[:, :, 1:, PLACE] = places[..., 0], reached
+    history[:, :, :-1, ACTION], history[:, :, 1:, REWARD] = actions, by_episode("rewards")
     return history

@@ -46,6 +46,8 @@ def parse(raw: Path, settings: HistoryParse) -> Iterator[Record | Rejected]:
         raise SlipwayError(
             f"{raw}: histories of {histories.index['environment']!r}, which is not known here; known: {known}"
         )
+    if not histories.index["parts"]:
+        return
     tasks = np.array(histories.index["tasks"])
     present = sorted({row.task for part in histories.index["parts"] for row in histories.rows(part)})
     splits = dict(
@@ -69,13 +71,13 @@ def facts(raw: Path, records: Records) -> dict[str, Any]:
     Raises:
         SlipwayError: when there is nothing in them to distil.
     """
-    found, index = look(records), Histories(raw).index
+    found, histories = look(records), Histories(raw)
     for line in found.findings:
         print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
     if found.fault:
         raise SlipwayError(found.fault)
     digest = hashlib.blake2b(digest_size=16)
-    for part in index["parts"]:
-        digest.update(np.ascontiguousarray(Histories(raw).array(part)).data)
-    told = {name: index[name] for name in ("environment", "source", "episodes", "noise")}
+    for part in histories.index["parts"]:
+        digest.update(np.ascontiguousarray(histories.array(part)).data)
+    told = {name: histories.index[name] for name in ("environment", "source", "episodes", "noise")}
     return {**told, "histories": digest.hexdigest()}
