@@ -11,12 +11,13 @@ import numpy as np
 
 from contracts.files import write_json
 from contracts.progress import track
+from contracts.workload import code_of
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, Room
 from workloads.algorithm_distillation.histories import INDEX, is_whole, write_part
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, empty
 from workloads.algorithm_distillation.settings import HistoryDownload
-from workloads.algorithm_distillation.sources import source_named
+from workloads.algorithm_distillation.sources import TOGETHER, source_named
 from workloads.algorithm_distillation.sources.source import Source
 
 # Learners at once: their tables fit into a cache, and an interrupted collection loses little.
@@ -27,14 +28,12 @@ def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
     """Write the histories that `settings` describe below `raw`.
 
     Each part is made from its own seed and kept in `store` until all are there: a collection that was interrupted goes on
-    where it stopped, and gives the same bytes.
+    where it stopped, and gives the same bytes. What other code left there is not used.
     """
     environment = ENVIRONMENTS[settings.environment]
     tasks = chosen_tasks(environment, settings)
     work = store / fingerprint(settings)
-    numbers = np.arange(settings.num_samples)
-    rows = np.stack([numbers % len(tasks), numbers // len(tasks)], axis=1)
-    parts = {f"part-{start // PART:05d}": rows[start : start + PART] for start in range(0, len(rows), PART)}
+    parts = {f"part-{number:05d}": rows for number, rows in enumerate(parts_of(settings, num_tasks=len(tasks)))}
     for name, part in track(list(parts.items()), f"collecting histories of {settings.source}"):
         if not is_whole(work, name):
             rng = np.random.default_rng([settings.seed, int(name.removeprefix("part-"))])
@@ -43,7 +42,19 @@ def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
             write_part(work, name, histories, part)
     index = {"environment": settings.environment, "source": settings.source, "episodes": settings.episodes}
     write_json(work / INDEX, {**index, "noise": settings.noise, "tasks": tasks.tolist(), "parts": list(parts)})
-    shutil.copytree(work, raw, dirs_exist_ok=True)
+    shutil.copytree(work, raw, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+
+
+def parts_of(settings: HistoryDownload, *, num_tasks: int) -> list[np.ndarray]:
+    """The rows of each part, int64 [rows, 2]: task and learner. A source whose learners of a task learn from each other has all
+    of them in one part."""
+    numbers = np.arange(settings.num_samples)
+    rows = np.stack([numbers % num_tasks, numbers // num_tasks], axis=1)
+    if settings.source not in TOGETHER:
+        return np.split(rows, range(PART, len(rows), PART))
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    num = max(1, PART // (rows[:, 1].max() + 1))  # tasks of a part
+    return np.split(rows, np.searchsorted(rows[:, 0], range(num, rows[-1, 0] + 1, num)))
 
 
 def learn(source: Source, rooms: Room, rng: np.random.Generator, *, episodes: int, noise: float) -> np.ndarray:
@@ -77,6 +88,7 @@ def chosen_tasks(environment: type[Room], settings: HistoryDownload) -> np.ndarr
 
 
 def fingerprint(settings: HistoryDownload) -> str:
-    """Names a collection by all that decides it."""
-    text = json.dumps([settings.model_dump(mode="json"), PART], sort_keys=True)
+    """Names a collection by all that decides it, the code included."""
+    code = code_of(Path(__file__).parent.name)
+    text = json.dumps([settings.model_dump(mode="json"), PART, code], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from contracts import workload
 from contracts.errors import SlipwayError
 from workloads.algorithm_distillation import collecting
 from workloads.algorithm_distillation.collecting import collect, learn
@@ -82,9 +84,12 @@ def test_a_history_tells_what_really_happened() -> None:
             assert np.array_equal(rewards, histories[:, episode, step + 1, REWARD])
 
 
-def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("source", "num_tasks"), [("explorer", 81), ("ppo", 5)])
+def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, num_tasks: int
+) -> None:
     monkeypatch.setattr(collecting, "PART", 40)
-    settings = HistoryDownload(num_samples=100, episodes=2)
+    settings = HistoryDownload.model_validate({"num_samples": 100, "num_tasks": num_tasks, "episodes": 2, "source": source})
     collect(tmp_path / "whole", settings, tmp_path / "store")
 
     write, written = collecting.write_part, []
@@ -104,6 +109,44 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(tmp_path: Pa
     assert written == ["part-00000", "part-00001", "part-00002"]
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes()
+
+
+def test_other_code_does_not_go_on_with_what_was_half_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = collecting.fingerprint(HistoryDownload())
+    shutil.copytree(workload.ROOT / "workloads", tmp_path / "workloads", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(workload, "ROOT", tmp_path)
+    assert collecting.fingerprint(HistoryDownload()) == before
+    with (tmp_path / "workloads" / "algorithm_distillation" / "sources" / "explorer.py").open("a") as file:
+        file.write("OPTIMISM = (0.4, 0.5)\n")
+    assert collecting.fingerprint(HistoryDownload()) != before
+
+
+def test_what_a_killed_collection_left_half_written_is_no_history(tmp_path: Path) -> None:
+    settings = HistoryDownload(num_samples=5, episodes=2)
+    left = tmp_path / "store" / collecting.fingerprint(settings) / ".part-00000.npy.99.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    collect(tmp_path / "raw", settings, tmp_path / "store")
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == [
+        "histories.json",
+        "part-00000.npy",
+        "part-00000.rows.npy",
+    ]
+
+
+@pytest.mark.parametrize("part", [1, 9, 20, 1024])
+def test_the_streams_of_a_policy_are_all_learners_of_its_task_whatever_a_part_holds(
+    monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """How fast PPO learns depends on their number."""
+    monkeypatch.setattr(collecting, "PART", part)
+    parts = collecting.parts_of(HistoryDownload(num_samples=50, source="ppo"), num_tasks=6)
+    together = [{(int(task), int((rows[:, 0] == task).sum())) for task in rows[:, 0]} for rows in parts]
+    assert sorted(one for some in together for one in some) == [(0, 9), (1, 9), (2, 8), (3, 8), (4, 8), (5, 8)]
+    assert all(len(rows) <= max(part, 9) for rows in parts) and len(parts) == {1: 6, 9: 6, 20: 3, 1024: 1}[part]
+    apart = collecting.parts_of(HistoryDownload(num_samples=50, source="explorer"), num_tasks=6)
+    for found in (parts, apart):
+        assert sorted(map(tuple, np.concatenate(found).tolist())) == sorted((one % 6, one // 6) for one in range(50))
 
 
 def test_every_task_gets_its_share_of_learners_and_a_step_takes_four_bytes(tmp_path: Path) -> None:

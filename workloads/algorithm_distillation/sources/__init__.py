@@ -9,6 +9,8 @@ from workloads.algorithm_distillation.sources.source import Source
 SOURCES = {"explorer": "Explorer", "noisy_optimum": "NoisyOptimum", "ppo": "PPO", "q_learning": "QLearning"}
 # Those that are told the task: there to compare with.
 INFORMED = ("noisy_optimum",)
+# Those whose learners of a task learn from each other: how fast depends on how many there are.
+TOGETHER = ("ppo",)
 
 
 def source_named(name: str) -> type[Source]:
