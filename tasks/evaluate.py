@@ -57,15 +57,18 @@ def beside(trained: Trained, records: Records) -> Iterator[tuple[str, Scores]]:
     """The scores of the models that `evaluate.beside` names, on the same records.
 
     Raises:
-        SlipwayError: when one is missing, is of another workload, or knows other classes than the data.
+        SlipwayError: when one is missing, is of another workload, or its `comparable` facts are not those of the data.
     """
     for name, place in trained.settings.evaluate.beside.items():
         artifact, here = Artifact.read(Path(place)), f"{trained.name}.evaluate.beside: {name}: {place}"
         if artifact.workload != trained.name:
             raise SlipwayError(f"{here} is a model of {artifact.workload}")
-        known, wanted = artifact.facts.get("classes"), trained.facts.get("classes")
-        if known != wanted:
-            raise SlipwayError(f"{here} knows the classes {known}, and the data have {wanted}")
+        for fact in trained.facts.get("comparable", ()):
+            known, wanted = artifact.facts.get(fact), trained.facts[fact]
+            if known != wanted:
+                raise SlipwayError(
+                    f"{here} knows {fact} {known}, and the data have {wanted}: it cannot be scored on the same records"
+                )
         settings = trained.settings.model_copy(update={"train": artifact.settings_read().train})
         other = dataclasses.replace(trained, settings=settings, facts={**trained.facts, **artifact.facts})
         yield name, other.score(open_run(artifact.folder), records, f"evaluating {name}")[0]

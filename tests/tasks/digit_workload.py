@@ -108,7 +108,7 @@ def write_project(folder: Path, classes: Sequence[str] = tuple("0123456789")) ->
     write_records(parse, records, inputs=schema()[0], targets=schema()[1], shares=(1, 0, 0))
     model = folder / "data" / "train" / NAME / "model"
     model.mkdir(parents=True)
-    facts = {"classes": list(classes), "num_records": len(records)}
+    facts = {"classes": list(classes), "comparable": ["classes"], "num_records": len(records)}
     (parse / "facts.json").write_text(json.dumps(facts))
     (model / "spec.json").write_text(json.dumps(spec(facts)))
     torch.manual_seed(0)

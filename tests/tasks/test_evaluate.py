@@ -121,7 +121,7 @@ def test_another_model_must_be_there_and_of_the_same_kind(exported: Path) -> Non
     artifact = read_json(path)
     for changed, told in (
         ({"workload": "segmentation"}, "a model of segmentation"),
-        ({"facts": {"classes": ["a"]}}, "knows"),
+        ({"facts": {"classes": ["a"]}}, r"knows classes \['a'\], and the data have \['0', "),
     ):
         write_json(path, {**artifact, **changed})
         with pytest.raises(SlipwayError, match=f"{NAME}\\.evaluate\\.beside: earlier: .* {told}"):

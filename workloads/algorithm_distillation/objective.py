@@ -48,8 +48,9 @@ def build(settings: DistillationSettings, facts: Facts) -> DistillationObjective
     """The objective with fresh weights.
 
     Raises:
-        SlipwayError: when a window is as long as the histories.
+        SlipwayError: when a window is as long as the histories, or more episodes count than there are.
     """
+    settings.evaluate.fits(facts["episodes"])
     if settings.train.window and settings.train.window >= facts["episodes"]:
         raise SlipwayError(
             f"train.window = {settings.train.window} leaves nothing to compress in histories of {facts['episodes']} episodes: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from workloads.algorithm_distillation.splitting import split_tasks
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# The facts that models must share to be scored beside each other.
+COMPARABLE = ["environment", "episodes", "held_out"]
 
 
 def schema() -> tuple[pa.DataType, pa.DataType]:
@@ -66,7 +70,8 @@ def parse(raw: Path, settings: HistoryParse) -> Iterator[Record | Rejected]:
 
 
 def facts(raw: Path, records: Records) -> dict[str, Any]:
-    """What the histories are of; `histories` names their bytes, so that other histories are another run.
+    """What the histories are of; `histories` names their bytes, so that other histories are another run, and `held_out` the tasks
+    that are not trained on, so that no model is scored on what it learnt.
 
     Raises:
         SlipwayError: when there is nothing in them to distil.
@@ -80,4 +85,11 @@ def facts(raw: Path, records: Records) -> dict[str, Any]:
     for part in histories.index["parts"]:
         digest.update(np.ascontiguousarray(histories.array(part)).data)
     told = {name: histories.index[name] for name in ("environment", "source", "episodes", "noise")}
-    return {**told, "histories": digest.hexdigest()}
+    return {**told, "histories": digest.hexdigest(), "held_out": held_out(records), "comparable": COMPARABLE}
+
+
+def held_out(records: Records) -> str:
+    """Names the tasks of val and test, each with its split."""
+    columns = (records.table[name].to_pylist() for name in ("split", "group"))
+    tasks = sorted({(split, group) for split, group in zip(*columns, strict=True) if split != "train"})
+    return hashlib.blake2b(json.dumps(tasks).encode(), digest_size=8).hexdigest()

@@ -23,14 +23,15 @@ from workloads.algorithm_distillation.settings import DistillationSettings
 def measure(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[Measure]:
     """For each record a rollout on its task: `returns` of the model and of the `source`, the `optimum` and what `random`
     actions get; `quality` is the share of the optimum in the last episodes."""
-    for start in range(0, len(records), settings.evaluate.batch_size):
-        part = records.take(range(start, min(start + settings.evaluate.batch_size, len(records))))
+    evaluate = settings.evaluate.fits(facts["episodes"])
+    for start in range(0, len(records), evaluate.batch_size):
+        part = records.take(range(start, min(start + evaluate.batch_size, len(records))))
         rows = list(part)
         tasks = np.array([row.inputs["task"] for row in rows])
         found = returns(play(run, tasks, [row.key for row in rows], settings.train, facts))
         optima, chance = ENVIRONMENTS[facts["environment"]].optimum(tasks), random_returns(tasks, facts)
         for row, own, optimum, random in zip(rows, found, optima.tolist(), chance.tolist(), strict=True):
-            quality = min(1.0, float(own[-settings.evaluate.last :].mean()) / optimum)
+            quality = min(1.0, float(own[-evaluate.last :].mean()) / optimum)
             yield {
                 "group": row.group,
                 "returns": own.tolist(),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from contracts.errors import SlipwayError
 from contracts.settings import (
     DownloadSettings,
     EvaluateSettings,
@@ -71,6 +72,19 @@ class RolloutEvaluate(EvaluateSettings):
 
     last: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 128
+
+    def fits(self, episodes: int) -> Self:
+        """These settings, for histories of so many episodes.
+
+        Raises:
+            SlipwayError: when more of them would count than there are.
+        """
+        if self.last > episodes:
+            raise SlipwayError(
+                f"evaluate.last = {self.last} is more than the {episodes} episodes of a history: make it smaller, or collect longer "
+                "histories (download.episodes)"
+            )
+        return self
 
 
 class StepQuantize(QuantizeSettings):

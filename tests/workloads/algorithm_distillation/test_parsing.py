@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from contracts.errors import SlipwayError
-from contracts.records import Record
+from contracts.records import Record, Records, write_records
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
-from workloads.algorithm_distillation.parsing import parse
+from workloads.algorithm_distillation.parsing import COMPARABLE, held_out, parse, schema
 from workloads.algorithm_distillation.settings import HistoryParse
 from workloads.algorithm_distillation.splitting import split_tasks
 from workloads.algorithm_distillation.tokens import IGNORED, NOWHERE, Vocabulary, labels_of, tokens_of
@@ -98,6 +99,21 @@ def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
         assert torch.equal(batch["tokens"][row], torch.from_numpy(own))
         rewarded = batch["tokens"][row][:, 4].numpy() % 2 == 1
         assert rewarded.sum() == sum(train[index].targets["returns"])
+
+
+def test_models_compare_where_environment_episodes_and_held_out_tasks_agree(tiny: Tiny, tmp_path: Path) -> None:
+    assert tiny.facts["comparable"] == ["environment", "episodes", "held_out"] and tiny.facts.keys() > {*COMPARABLE}
+    fewer = [record for record in tiny.records if record.split == "train" or record.inputs["learner"] == 0]
+    assert held_out(written(tmp_path / "fewer", fewer)) == tiny.facts["held_out"], "other learners, the same tasks"
+    swapped = {"val": "test", "test": "val"}
+    other = [replace(record, split=swapped.get(record.split or "", record.split)) for record in tiny.records]
+    assert held_out(written(tmp_path / "other", other)) != tiny.facts["held_out"]
+
+
+def written(folder: Path, records: list[Record]) -> Records:
+    inputs, targets = schema()
+    write_records(folder, records, inputs=inputs, targets=targets, shares=(0.8, 0.1, 0.1))
+    return Records.open(folder, root=folder)
 
 
 def test_other_histories_are_another_run(tiny: Tiny) -> None:

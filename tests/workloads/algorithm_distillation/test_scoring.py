@@ -41,6 +41,15 @@ def test_no_rollouts_score_nothing() -> None:
     assert score([], RolloutEvaluate()).metrics == {METRIC: 0.0}
 
 
+def test_more_episodes_than_there_are_cannot_count(tiny: Tiny) -> None:
+    evaluate = tiny.settings.evaluate.model_copy(update={"last": 25})
+    settings = tiny.settings.model_copy(update={"evaluate": evaluate})
+    with pytest.raises(SlipwayError, match=r"evaluate\.last = 25 is more than the 24 episodes of a history"):
+        build(settings, tiny.facts)
+    with pytest.raises(SlipwayError, match=r"evaluate\.last = 25 is more than the 24 episodes"):
+        next(WORKLOAD.measure(lambda *_, **__: {}, tiny.records, settings, tiny.facts))
+
+
 @pytest.fixture(scope="module")
 def run(tiny: Tiny) -> Run:
     learner = build(tiny.settings, tiny.facts).learner

@@ -189,6 +189,7 @@ def facts(raw: Path, records: Records, settings: SegmentationParse) -> dict[str,
     classes = list(dict.fromkeys([*renamed(declared, settings), *sorted(found)]))
     return {
         "classes": classes,
+        "comparable": ["classes"],
         "num_records": table.num_rows,
         "counts": {split: splits[split] for split in SPLITS},
         "objects": {name: found[name] for name in classes},
