@@ -29,7 +29,7 @@ from engine.checkpoint import Checkpoints
 from tests.conftest import Examples, prepared
 
 MakeSpec = Callable[..., RunSpec]
-SmallSpec = Callable[[str, str], RunSpec]
+SmallSpec = Callable[..., RunSpec]
 Train = Callable[[RunSpec], RunResult]
 TOLERANCE = 2e-6
 NUM_STEPS, NUM_EXAMPLES = 5, 48
@@ -204,12 +204,12 @@ def small_examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 @pytest.fixture
 def make_small_spec(small_examples: Any, tmp_path: Path) -> SmallSpec:
-    """Five steps of a workload on two ranks of a backend, as its preset `small` says but for their number."""
+    """Five steps of a workload on two ranks of a backend, as its preset `small` says but for their number and what is given."""
 
-    def make(workload: str, backend: str) -> RunSpec:
+    def make(workload: str, backend: str, **train: Any) -> RunSpec:
         settings, examples = small_examples(workload)
         records = Records.open(examples.records, root=examples.raw)
-        steps = {"epochs": (NUM_STEPS - 0.5) * settings.train.global_batch / len(records.split("train")), **SAVING}
+        steps = {"epochs": (NUM_STEPS - 0.5) * settings.train.global_batch / len(records.split("train")), **SAVING, **train}
         short = settings.model_copy(update={"train": settings.train.model_copy(update=steps)})
         # One micro-batch a rank: the sum of two gradients is the same in any order, to the last bit. Adam makes much of it.
         ranks, copies = (1, 2) if backend == "dp" else (2, 1)
@@ -223,11 +223,12 @@ def make_small_spec(small_examples: Any, tmp_path: Path) -> SmallSpec:
 
 @pytest.fixture(scope="module")
 def small_reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Callable[[RunSpec], RunSpec]:
-    """The same run on `single`, in micro-batches of the same size; made once for each workload."""
+    """The same run on `single`, in micro-batches of the same size; made once for each network."""
     folder = tmp_path_factory.mktemp("small")
 
     def made(spec: RunSpec) -> RunSpec:
-        single = alone(spec, folder / spec.workload, micro_batch=spec.plan.micro_batch)
+        name = f"{spec.workload}-{spec.settings['train'].get('window')}"
+        single = alone(spec, folder / name, micro_batch=spec.plan.micro_batch)
         if not Path(single.output).exists():
             train(single)
         return single
@@ -245,6 +246,31 @@ def test_two_ranks_train_every_other_workload_as_single_does(
     learn_the_same(spec, small_reference(spec), train)
     if backend == "ddp":
         resume_to_the_same_bits(spec, train)
+
+
+# Its blocks run several times in a forward, and its latents meet weights of other layers: what sharding gets wrong.
+COMPRESSED = {"window": 2, "latents": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "fsdp", "deepspeed", "accelerate"])
+def test_two_ranks_train_compressed_distillation_as_single_does(
+    make_small_spec: SmallSpec, small_reference: Any, train: Train, backend: str
+) -> None:
+    spec = make_small_spec("algorithm_distillation", backend, **COMPRESSED)
+    learn_the_same(spec, small_reference(spec), train)
+    assert any(".compressor." in name for name in last_weights(spec))
+
+
+@pytest.mark.slow
+def test_compressed_distillation_learns_nearly_the_same_in_half_precision(
+    make_small_spec: SmallSpec, small_reference: Any, train: Train
+) -> None:
+    """Where the weights themselves are halved: latents must not be more precise."""
+    spec = make_small_spec("algorithm_distillation", "fsdp", **COMPRESSED)
+    single = small_reference(spec)
+    train(replace(spec, plan=replace(spec.plan, precision="bf16")))
+    assert 0 < difference(last_weights(spec), last_weights(single)) < 0.02
 
 
 @pytest.mark.slow

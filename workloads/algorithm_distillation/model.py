@@ -90,8 +90,8 @@ class Compressor(nn.Module):
 
     def __init__(self, settings: DistillationTrain) -> None:
         super().__init__()
-        shape = (settings.latents, settings.width)
-        self.places, self.questions = (nn.Parameter(0.02 * torch.randn(shape)) for _ in range(2))
+        self.shape = (settings.latents, settings.width)
+        self.places, self.questions = (nn.Parameter(0.02 * torch.randn(self.shape)) for _ in range(2))
         self.blocks = nn.ModuleList(Block(settings.width, settings.heads) for _ in range(settings.encoder_layers))
         self.norm = nn.LayerNorm(settings.width)
 
@@ -101,7 +101,8 @@ class Compressor(nn.Module):
         hidden = torch.cat([latents + self.places, window, questions], dim=1)
         for block in self.blocks:
             hidden = block(hidden, causal=False)
-        return self.norm(hidden[:, -questions.shape[1] :])
+        # As precise as what they will stand before: weights in half precision refuse others.
+        return self.norm(hidden[:, -questions.shape[1] :]).to(window.dtype)
 
 
 class Learner(nn.Module):
@@ -128,7 +129,7 @@ class Learner(nn.Module):
         if self.compressor is None:
             return self.decoded(embedded)
         windows = embedded.split(self.window, dim=1)
-        latents = torch.zeros(len(tokens), *self.compressor.places.shape, device=tokens.device)
+        latents = embedded.new_zeros(len(tokens), *self.compressor.shape)
         found = [self.decoded(windows[0])]
         for before, window in pairwise(windows):
             latents = self.compressor(latents, before)
