@@ -27,7 +27,7 @@ LEAST_SEEN = 0.5
 @dataclass(frozen=True)
 class Quality:
     """`returns` are shares of the optimum and `entropy` nats of the meant actions where the task and the cell are known, both
-    an episode each; ln 5 is chance, 0 a fixed habit.
+    an episode each; ln 5 is chance, 0 a fixed habit, NaN where all steps were made at random.
 
     `gain` is the return of the last third of the episodes over that of the first episode. Of the histories that are ever
     rewarded, `seen` is the share whose first reward comes after an episode without any: their discovery can be seen.
@@ -44,24 +44,30 @@ class Quality:
     @property
     def fault(self) -> str | None:
         """Why training on these histories teaches nothing; None where it may."""
-        if self.gain >= LEAST_GAIN:
+        chance = math.log(NUM_ACTIONS)
+        if math.isnan(self.entropy[-1]):
+            acts = "all its steps were made at random (download.noise)"
+        elif self.gain < LEAST_GAIN:
+            acts = f"the entropy of its actions is {self.entropy[-1]:.2f} of {chance:.2f} at the end"
+        else:
             return None
         return (
             f"the source does not learn in the histories that are shown: its return goes from {self.returns[0]:.3f} of the optimum in "
-            f"the first episode to {self.returns[0] + self.gain:.3f} in the last ones, and the entropy of its actions is "
-            f"{self.entropy[-1]:.2f} of {math.log(NUM_ACTIONS):.2f} at the end. There is nothing to distil: collect longer histories "
-            "(download.episodes), or let another algorithm learn (download.source)"
+            f"the first episode to {self.returns[0] + self.gain:.3f} in the last ones, and {acts}. "
+            "There is nothing to distil: collect longer histories (download.episodes), or let another algorithm learn (download.source)"
         )
 
     @property
     def findings(self) -> list[str]:
         """What a user should know, a sentence each."""
+        first, last = self.entropy[0], self.entropy[-1]
         found = [
             f"return, as a share of the optimum: {self.returns[0]:.2f} in the first episode, {self.returns[-1]:.2f} in the last",
-            f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {self.entropy[0]:.2f} in the first episode, "
-            f"{self.entropy[-1]:.2f} in the last",
+            f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {first:.2f} in the first episode, {last:.2f} in the last",
             f"{self.rewarded:.0%} of the histories are ever rewarded; of those, {self.seen:.0%} show episodes without any reward before",
         ]
+        if math.isnan(last):
+            del found[1]
         return found + [f"warning: {one}" for one in self.warnings]
 
     @property
@@ -124,7 +130,7 @@ def entropies(moments: np.ndarray, groups: np.ndarray) -> Iterator[float]:
         share = counts / np.maximum(num, 1)
         plain = -(share * np.log(np.maximum(share, 1e-12))).sum(1)
         corrected = np.minimum(plain + (np.count_nonzero(counts, axis=1) - 1) / (2 * np.maximum(num[:, 0], 1)), math.log(5))
-        yield float((corrected * num[:, 0]).sum() / max(num.sum(), 1))
+        yield float((corrected * num[:, 0]).sum() / num.sum()) if meant.any() else math.nan
 
 
 def quality(records: Records, folder: Path) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def quality(records: Records, folder: Path) -> dict[str, Any]:
     numbers = {**asdict(found), "fault": found.fault, "findings": [*found.findings, *([found.fault] if found.fault else [])]}
     write_json(folder / "quality.json", numbers)
     rows = [
-        f"| {number} | {value:.3f} | {chance:.3f} |"
+        f"| {number} | {value:.3f} | {'' if math.isnan(chance) else f'{chance:.3f}'} |"
         for number, (value, chance) in enumerate(zip(found.returns, found.entropy, strict=True), 1)
     ]
     table = ["| episode | return, share of the optimum | entropy of the meant actions |", "| --- | --- | --- |", *rows]

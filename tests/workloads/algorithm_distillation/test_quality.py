@@ -43,8 +43,21 @@ def test_a_source_that_acts_at_random_is_refused(tmp_path: Path) -> None:
     """Such were the first 160 steps of PPO, the only ones that the original trained on: entropy 1.609 of ln 5."""
     raw = collected(tmp_path, noise=1.0, episodes=8)
     records = parsed(raw, tmp_path / "parse")
-    with pytest.raises(SlipwayError, match=r"does not learn in the histories that are shown.*There is nothing to distil"):
+    with pytest.raises(
+        SlipwayError, match=r"does not learn in the histories that are shown.*There is nothing to distil"
+    ) as told:
         WORKLOAD.facts(raw, records, WORKLOAD.Settings())
+    assert "all its steps were made at random" in str(told.value) and "entropy" not in str(told.value)
+    found = WORKLOAD.quality(records, WORKLOAD.Settings(), {}, tmp_path)
+    assert not any("entropy" in one or "nan" in one for one in found["findings"])
+    assert json.loads((tmp_path / "quality.json").read_text())["entropy"] == [None] * 8
+
+
+def test_the_first_steps_of_ppo_are_refused(tmp_path: Path) -> None:
+    """What the original trained on: its policies have hardly been taught yet."""
+    raw = collected(tmp_path, source="ppo", num_tasks=10, num_samples=40, episodes=8, noise=0)
+    with pytest.raises(SlipwayError, match=r"does not learn in .* entropy of its actions is 1\.\d+ of 1\.61 at the end"):
+        WORKLOAD.facts(raw, parsed(raw, tmp_path / "parse"), WORKLOAD.Settings())
 
 
 def test_random_actions_that_are_targets_have_the_entropy_of_chance(tmp_path: Path) -> None:

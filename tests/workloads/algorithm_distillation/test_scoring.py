@@ -11,7 +11,7 @@ import pytest
 
 from contracts.errors import SlipwayError
 from contracts.raw import RawInput
-from contracts.workload import Run
+from contracts.workload import Run, Scores
 from engine.torch_runtime import torch_run
 from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.graph import graphs
@@ -35,6 +35,41 @@ def test_the_metric_is_the_return_of_the_last_episodes_as_a_share_of_the_optimum
     assert found.metrics["random"] == pytest.approx(0.075)
     assert [row["task"] for row in found.rows] == ["a", "b"]
     assert found.charts[0].lines["model"][1] == [0, 0.75, 1]
+
+
+def played(num_tasks: int, *, rollouts: int = 4, spread: float = 0.25) -> Scores:
+    """The scores of so many tasks, each learnt as well as chance has it."""
+    rng = np.random.default_rng(0)
+    levels = 50 + 100 * rng.uniform(-spread, spread, num_tasks)
+    made = [
+        rollout(str(task), [0, *map(int, [level] * 2)], 100) for task, level in enumerate(levels) for _ in range(rollouts)
+    ]
+    return score(made, RolloutEvaluate(last=2))
+
+
+def test_bands_hold_the_mean_and_are_wider_with_fewer_tasks() -> None:
+    """Rollouts of one task say little of others: more of them do not narrow the band."""
+    widths = []
+    for found in (played(64), played(4), played(4, rollouts=64)):
+        low, high = found.metrics["low"], found.metrics["high"]
+        assert low < found.metrics[METRIC] < high
+        chart = found.charts[0]
+        for name in ("model", "source"):
+            lows, highs = chart.bands[name]
+            assert all(a <= b <= c for a, b, c in zip(lows, chart.lines[name][1], highs, strict=True))
+        assert (chart.bands["model"][0][-1], chart.bands["model"][1][-1]) == pytest.approx((low, high))
+        widths.append(high - low)
+    assert 2 * widths[0] < widths[1] and widths[2] == pytest.approx(widths[1], rel=0.2)
+
+
+def test_where_all_rollouts_are_equal_the_band_is_a_line() -> None:
+    found = played(8, spread=0)
+    assert found.metrics["low"] == found.metrics["high"] == found.metrics[METRIC] == 0.5
+    assert found.charts[0].bands["model"] == ([0, 0.5, 0.5], [0, 0.5, 0.5])
+
+
+def test_that_the_sources_returns_contain_its_random_steps_is_said() -> None:
+    assert "made at random" in played(3).meanings["source"] and "the model makes none" in played(3).meanings["source"]
 
 
 def test_no_rollouts_score_nothing() -> None:
