@@ -59,7 +59,7 @@ def read_weights(module: nn.Module, path: Path, *, but: Collection[str] = ()) ->
         raise ValueError(f"unknown {', '.join(unknown[:3]) or 'none'}, missing {', '.join(lost[:3]) or 'none'}")
 
 
-def num_bytes(module: nn.Module) -> int:
+def weight_bytes(module: nn.Module) -> int:
     """Of all its tensors, one that has two names once."""
     return sum(value.nbytes for value in {_place(value): value for value in module.state_dict().values()}.values())
 

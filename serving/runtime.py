@@ -72,15 +72,20 @@ class Artifact:
         """The ONNX file of a graph.
 
         Raises:
-            SlipwayError: when there is no such graph, its file is missing or lies outside the artifact's folder.
+            SlipwayError: when there is no such graph, or its file, or the one of its weights where it has one, is missing or
+                lies outside the artifact's folder.
         """
         if graph not in self.graphs:
             raise SlipwayError(f"{self.folder} has no graph {graph!r}; it has: {', '.join(self.graphs)}")
-        path = self.folder / self.graphs[graph]["file"]
+        described = self.graphs[graph]
+        if "data" in described:
+            self._inside(described["data"])
+        return self._inside(described["file"])
+
+    def _inside(self, file: str) -> Path:
+        path = self.folder / file
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise SlipwayError(
-                f"{self.folder}/artifact.json names the file {self.graphs[graph]['file']!r}, outside its folder: refused"
-            )
+            raise SlipwayError(f"{self.folder}/artifact.json names the file {file!r}, outside its folder: refused")
         if not path.is_file():
             raise SlipwayError(f"{path} is missing, though artifact.json names it: export or download the model again")
         return path

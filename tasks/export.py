@@ -17,6 +17,7 @@ from contracts.files import remove, replace_when_complete, write_json
 from contracts.settings import ExportSettings
 from contracts.workload import Graph, Layout, Run
 from tasks.shipping.parity import check_layout, check_parity
+from tasks.shipping.storing import with_data, write_model
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
 
@@ -66,7 +67,7 @@ def write_artifact(output: Path, trained: Trained, graphs: Mapping[str, Graph]) 
     """graphs/<name>.onnx and the artifact.json that describes them."""
     for name, graph in graphs.items():
         write_onnx(graph, output / "graphs" / f"{name}.onnx", trained.settings.export)
-    write_json(output / "artifact.json", describe(trained, graphs, recipe="fp32"))
+    write_json(output / "artifact.json", with_data(describe(trained, graphs, recipe="fp32"), output))
 
 
 def describe(trained: Trained, graphs: Mapping[str, Graph], *, recipe: str) -> dict[str, Any]:
@@ -95,7 +96,8 @@ def describe_graph(name: str, graph: Graph) -> dict[str, Any]:
 
 
 def write_onnx(graph: Graph, path: Path, settings: ExportSettings) -> None:
-    """Write one graph as a self-contained ONNX file: the same bytes for the same weights, and no path of this machine in it."""
+    """Write one graph as an ONNX file, large weights beside it: the same bytes for the same weights, and no path of this machine
+    in them."""
     import onnx
     import torch
 
@@ -117,8 +119,8 @@ def write_onnx(graph: Graph, path: Path, settings: ExportSettings) -> None:
     assert program is not None
     model = program.model_proto
     strip(model)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    write_model(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def takes_any_number(graph: Graph) -> bool:
@@ -192,7 +194,7 @@ def write_engine(tensorrt: Any, path: Path, graph: Graph, *, largest_batch: int 
     builder = tensorrt.Builder(logger)
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, logger)
-    if not parser.parse(path.read_bytes()):
+    if not parser.parse_from_file(str(path)):
         faults = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise SlipwayError(
             f"TensorRT cannot read {path.name}: {faults}. Set export.tensorrt to false to go on without an engine"

@@ -17,6 +17,7 @@ from serving.runtime import open_run
 from tasks.shipping.latency import interleaved, laps, one_torch_thread
 from tasks.shipping.quantizing import dynamic_int8, static_int8, weight_only_int4
 from tasks.shipping.recording import Call, calls, spread
+from tasks.shipping.storing import copy_model, num_bytes, with_data
 from tasks.stage import folder, stage_main
 from tasks.trained import Trained
 
@@ -159,7 +160,7 @@ def four_bits(source: Path) -> Callable[[Path, Path, str], None] | str:
         return "int4 is for the weights of language decoders, and no graph of this model is one"
 
     def build(source: Path, target: Path, graph: str) -> None:
-        (weight_only_int4 if graph in decoders else shutil.copyfile)(source, target)
+        (weight_only_int4 if graph in decoders else copy_model)(source, target)
 
     return build
 
@@ -188,10 +189,10 @@ def scored(name: str, build: Callable[[Path, Path, str], None] | str, bench: Ben
             build(bench.source / described["file"], home / described["file"], graph)
     except Exception as error:  # whatever the libraries raise: a recipe that fails on a graph is refused, the others go on
         return Candidate(name, "refused", f"could not be built: {type(error).__name__}: {error}")
-    write_json(home / "artifact.json", {**artifact, "recipe": name})
+    write_json(home / "artifact.json", with_data({**artifact, "recipe": name}, home))
     metric = bench.trained.metric(open_run(home), bench.records, f"scoring {name} on val")
     share = bench.trained.workload.metric.loss_share(metric, bench.reference)
-    return Candidate(name, "inside", "not timed yet", metric, share, bytes=graph_bytes(home))
+    return Candidate(name, "inside", "not timed yet", metric, share, bytes=num_bytes(home))
 
 
 def judged(candidate: Candidate, times: Mapping[str, float], bench: Bench) -> Candidate:
@@ -231,15 +232,15 @@ def compare_on_test(
     import torch
 
     from engine.torch_runtime import torch_run
-    from engine.weights import num_bytes
+    from engine.weights import weight_bytes
 
     trained, graphs = bench.trained, bench.trained.graphs()
     contenders: list[tuple[str, Run, int]] = [
-        ("torch", torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu"), num_bytes(trained.objective)),
-        ("fp32", fp32, graph_bytes(bench.source)),
+        ("torch", torch_run(graphs, "cuda" if torch.cuda.is_available() else "cpu"), weight_bytes(trained.objective)),
+        ("fp32", fp32, num_bytes(bench.source)),
     ]
     if home and winner:
-        contenders.append((winner.name, open_run(home), graph_bytes(home)))
+        contenders.append((winner.name, open_run(home), num_bytes(home)))
     metrics = {name: trained.metric(run, test, f"scoring {name} on test") for name, run, _ in contenders}
     single = {"torch": torch_run(graphs, "cpu"), "fp32": open_run(bench.source, threads=1)}
     if home and winner:
@@ -311,11 +312,6 @@ def shipping(candidates: Sequence[Candidate], winner: Candidate | None) -> str:
     if not candidates:
         return "fp32 ships: quantize.recipes is empty"
     return "fp32 ships: " + "; ".join(f"{one.name} {one.status}: {one.reason}" for one in candidates)
-
-
-def graph_bytes(home: Path) -> int:
-    """Size of an artifact's ONNX files."""
-    return sum(path.stat().st_size for path in (home / "graphs").glob("*.onnx"))
 
 
 if __name__ == "__main__":

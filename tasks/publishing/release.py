@@ -124,8 +124,8 @@ def build(workload: str, path: Path, *, name: str) -> Release:
     artifact = _required("quantize", workload, "artifact.json")
     settings = workloads.settings_of(workload)
     artifact |= {"settings": published_settings(artifact["settings"]), "facts": without_folders(artifact["facts"])}
-    for graph in artifact["graphs"].values():
-        _copy(folder("quantize", workload) / graph["file"], path / graph["file"], workload)
+    for file in graph_files(artifact):
+        _copy(folder("quantize", workload) / file, path / file, workload)
     write_json(path / "artifact.json", artifact)
     _copy_weights(workload, path)
     if (layout := folder("export", workload) / "layout").is_dir():
@@ -149,9 +149,14 @@ def fingerprint(path: Path, artifact: Mapping[str, Any]) -> str:
     """A hash of the graphs, the weights and what serving is told about them. Settings and times are not in it."""
     told = {key: artifact.get(key) for key in ("workload", "recipe", "graphs", "facts", "preprocessing")}
     hashed = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for file in [graph["file"] for graph in artifact["graphs"].values()] + ["weights.safetensors"]:
+    for file in [*graph_files(artifact), "weights.safetensors"]:
         hashed.update(f"{file} {sha256(path / file)}\n".encode())
     return hashed.hexdigest()
+
+
+def graph_files(artifact: Mapping[str, Any]) -> list[str]:
+    """The files of an artifact's graphs; large ones have two."""
+    return [graph[key] for graph in artifact["graphs"].values() for key in ("file", "data") if key in graph]
 
 
 def published_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

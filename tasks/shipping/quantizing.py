@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contracts.workload import Arrays
+from tasks.shipping.storing import data_of, write_model
 
 if TYPE_CHECKING:
     import onnx
@@ -104,11 +105,13 @@ def static_int8(source: Path, target: Path, samples: Iterator[Arrays], *, keep: 
 
     with quiet_quantizer(), tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(source, Path(scratch) / "prepared.onnx")
-        parts = anatomy(onnx.load(prepared))
+        parts = anatomy(onnx.load(prepared, load_external_data=False))
+        quantized = Path(scratch) / "quantized.onnx"
         quantize_static(
             prepared,
-            target,
+            quantized,
             reader(samples),
+            use_external_data_format=True,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -116,6 +119,7 @@ def static_int8(source: Path, target: Path, samples: Iterator[Arrays], *, keep: 
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=[name for part in keep for name in getattr(parts, part)],
         )
+        write_model(onnx.load(quantized), target)
 
 
 def dynamic_int8(source: Path, target: Path) -> None:
@@ -127,7 +131,9 @@ def dynamic_int8(source: Path, target: Path) -> None:
         model = onnx.load(prepare(source, Path(scratch) / "prepared.onnx"))
         # The quantizer turns Gemm into MatMul with the weights transposed, and would stumble over the shapes of before.
         del model.graph.value_info[:]
-        quantize_dynamic(model, target, weight_type=QuantType.QInt8, per_channel=True)
+        quantized = Path(scratch) / "quantized.onnx"
+        quantize_dynamic(model, quantized, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=True)
+        write_model(onnx.load(quantized), target)
 
 
 def weight_only_int4(source: Path, target: Path) -> None:
@@ -140,7 +146,8 @@ def weight_only_int4(source: Path, target: Path) -> None:
     with quiet_quantizer():
         quantizer: Any = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4)
         quantizer.process()
-        quantizer.model.save_model_to_file(str(target))
+        quantizer.model.topological_sort()
+        write_model(quantizer.model.model, target)
 
 
 def as_matrix_products(model: onnx.ModelProto) -> None:
@@ -207,11 +214,18 @@ def prepare(source: Path, target: Path) -> Path:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+    quant_pre_process(
+        str(source),
+        str(target),
+        skip_symbolic_shape=True,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        external_data_location=data_of(target).name,
+    )
     model = onnx.load(target)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
-    onnx.save(model, target)
+    write_model(model, target)
     return target
 
 
