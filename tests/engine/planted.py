@@ -105,6 +105,13 @@ def late_hang() -> None:
     Single.step = slow
 
 
+def reducer() -> None:
+    """No fault: gradients meet in the backward, as they do on GPUs."""
+    from engine.backends.ddp import Ddp
+
+    Ddp.divides = False
+
+
 def slow() -> None:
     """Steps long enough to be met by somebody who looks on."""
     from tests.engine.tiny_workload import TinyObjective
@@ -124,9 +131,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, slow, die)}
+FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, reducer, slow, die)}
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("slow", "die")
+EVERYWHERE = ("reducer", "slow", "die")
 command = functools.partial(tiny_ranks.command, module="tests.engine.planted")
 
 

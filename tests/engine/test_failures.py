@@ -251,6 +251,21 @@ def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_no
     assert sum(len(one.kills) for one in trainings) == 2
 
 
+# As on GPUs
+
+
+@pytest.mark.parametrize(("compress_gradients", "far"), [(False, TOLERANCE), (True, 0.05)])
+def test_gradients_may_meet_in_the_backward(
+    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, compress_gradients: bool, far: float
+) -> None:
+    plant(monkeypatch, "reducer")
+    spec = make_tiny_spec(ranks=2, layout={"compress_gradients": compress_gradients}, **TRAIN)
+    launch(spec)
+    met = read(Path(spec.output) / "beacons" / "rank-1.beacon")
+    assert met is not None and "exchange in the backward" in met.history and "all-reduce of gradients" not in met.history
+    assert difference(spec, undisturbed(make_tiny_spec)) < far
+
+
 # Memory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -215,6 +216,15 @@ def test_memory_is_saved_where_activations_are_recomputed(make_tiny_spec: MakeSp
 
     recomputed = kept(make_tiny_spec("recomputed", layout={"activation_checkpointing": True}))
     assert recomputed < 0.6 * kept(make_tiny_spec("plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("cl")), reason="torch.compile needs a C++ compiler, and there is none"
+)
+def test_a_compiled_objective_learns_the_same(make_tiny_spec: MakeSpec) -> None:
+    compiled = make_tiny_spec("compiled", epochs=1, dropout=0, layout={"compile": True})
+    assert _difference(_train(make_tiny_spec("plain", epochs=1, dropout=0)), _train(compiled)) < 1e-5
 
 
 def test_bf16_learns_nearly_the_same(make_tiny_spec: MakeSpec) -> None:

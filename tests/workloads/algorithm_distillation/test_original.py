@@ -13,6 +13,7 @@ import pytest
 import tasks.parse
 from contracts.errors import SlipwayError
 from contracts.records import Record, Rejected, write_records
+from contracts.workload import load
 from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.collecting import learn
 from workloads.algorithm_distillation.environments import Darkroom
@@ -106,7 +107,9 @@ def test_where_no_group_can_be_used_all_are_quarantined(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     write(tmp_path / "raw" / NAME, {"0": lost, "1": lost})
     with pytest.raises(SlipwayError, match=r"can be used: 2 it was never rewarded.*quarantine\.csv"):
-        tasks.parse.parse(WORKLOAD, WORKLOAD.Settings(), tmp_path / "raw", tmp_path / "parse", processes=1)
+        tasks.parse.parse(
+            load("algorithm_distillation"), WORKLOAD.Settings(), tmp_path / "raw", tmp_path / "parse", processes=1
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from contracts.errors import SlipwayError
+from contracts.workload import load
 from engine.stream import Stream
 from engine.validation import Validator
 from engine.weights import rebuilt, save_weights
-from workloads.captioning import WORKLOAD
 from workloads.captioning.dataset import CaptioningDataset
 from workloads.captioning.model import pooled
 from workloads.captioning.objective import build, make_optimizer
@@ -104,10 +104,10 @@ def test_what_is_saved_is_what_trains_and_makes_the_whole_again(tiny: Any, tmp_p
     with torch.no_grad():
         for value in objective.parameters():
             value.add_(0.1 * torch.rand_like(value) if value.requires_grad else 0)
-    validator = Validator(WORKLOAD, objective, settings, tiny.facts, tiny.records.split("val"))
+    validator = Validator(load("captioning"), objective, settings, tiny.facts, tiny.records.split("val"))
     save_weights(validator.learnt(), tmp_path / "weights.safetensors")
     assert set(load_file(tmp_path / "weights.safetensors")) == trained
-    again = rebuilt(WORKLOAD, settings, tiny.facts, tmp_path / "weights.safetensors").state_dict()
+    again = rebuilt(load("captioning"), settings, tiny.facts, tmp_path / "weights.safetensors").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in objective.state_dict().items())
 
 
