@@ -1,0 +1,163 @@
+"""How well models of algorithm distillation learn in their context: `python -m benchmarks.in_context` writes results/in_context.json.
+
+Plain AD as params.yaml has it, on three splits of the tasks with three seeds each; compressed AD on the same splits, with a window
+four times smaller; and plain AD of every other source of histories. Each is a whole run of the stages download to evaluate in a project
+of its own. Nothing is timed, so there are as many at once as there are cores, a core each. With `--folder` what is done
+is kept, and a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import mean
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks.conditions import load_now, write_result
+from contracts.files import read_json, replace_when_complete, write_json
+from contracts.workload import ROOT
+
+NAME = "algorithm_distillation"
+STAGES = ("download", "parse", "prepare", "plan", "train", "evaluate")
+LEAST_OF_OPTIMUM, MOST_LOST = 0.95, 0.10
+# What a source needs to be seen learning, where it is not what the explorer needs. PPO's are the original's 1,040 steps; a
+# history more than twice as long, of which there are a fifth, is drawn as often more.
+BAR = f"plain AD >= {LEAST_OF_OPTIMUM:g} of the optimum, the mean over 3 seeds x 3 splits; compressed AD within {MOST_LOST:.0%} of it"
+OTHER_SOURCES: dict[str, dict[str, dict[str, Any]]] = {
+    "q_learning": {"download": {"episodes": 36}},
+    "ppo": {"download": {"episodes": 52, "num_samples": 1134}, "train": {"epochs": 10, "warmup_epochs": 0.4}},
+    "noisy_optimum": {},
+}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One training: histories of `source`, the preset's model, which tasks are held out, and the seed of the training."""
+
+    preset: str
+    source: str
+    split: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}-{self.source}-{self.split}-{self.seed}"
+
+    def section(self) -> dict[str, Any]:
+        """The workload's section of params.yaml."""
+        here = ROOT / "workloads" / NAME / "presets" / f"{self.preset}.yaml"
+        section: dict[str, dict[str, Any]] = yaml.safe_load(here.read_text(encoding="utf-8"))
+        wanted = {
+            "download": {"source": self.source},
+            "parse": {"seed": self.split},
+            "plan": {"backend": "single"},
+            "train": {"seed": self.seed},
+        }
+        for changes in (wanted, OTHER_SOURCES.get(self.source, {})):
+            for stage, values in changes.items():
+                section[stage] = {**(section.get(stage) or {}), **values}
+        return section
+
+
+def learners() -> list[Learner]:
+    """All of them; the plain ones first."""
+    splits = range(3)
+    plain = [Learner("default", "explorer", split, seed) for split in splits for seed in splits]
+    compressed = [Learner("compressed", "explorer", split, split) for split in splits]
+    return [*plain, *compressed, *(Learner("default", source, 0, 0) for source in OTHER_SOURCES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=None, help="where what is done is kept")
+    options = parser.parse_args()
+    load = load_now()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        rows = all_rows(folder.resolve(), learners())
+    write_result("in_context", bar=BAR, load=load, **found(rows), rows=rows)
+
+
+def found(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows say of the bars; compressed AD is compared with plain AD of the same split and seed."""
+    plain = {(row["split"], row["seed"]): row for row in rows if (row["preset"], row["source"]) == ("default", "explorer")}
+    compressed = {(row["split"], row["seed"]): row for row in rows if row["preset"] == "compressed"}
+    reached = mean(row["return_of_optimum"] for row in plain.values())
+    lost = mean(1 - row["return_of_optimum"] / plain[which]["return_of_optimum"] for which, row in compressed.items())
+    return {
+        "met": reached >= LEAST_OF_OPTIMUM and lost <= MOST_LOST,
+        "plain": reached,
+        "plain_on_the_farthest_goals": mean(row["hardest"] for row in plain.values()),
+        "compressed": mean(row["return_of_optimum"] for row in compressed.values()),
+        "lost_by_compression": lost,
+    }
+
+
+def all_rows(folder: Path, wanted: Sequence[Learner]) -> list[dict[str, Any]]:
+    """What each of them reached, as many at once as there are cores."""
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in cores_of(psutil.Process()):
+        cores.put(core)
+
+    def row(learner: Learner) -> dict[str, Any]:
+        core = cores.get()
+        try:
+            return row_of(learner, folder, core)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        return list(pool.map(row, wanted))
+
+
+def cores_of(process: psutil.Process) -> list[int]:
+    """Those that a process may use."""
+    return process.cpu_affinity() or [] if hasattr(process, "cpu_affinity") else [*range(psutil.cpu_count() or 1)]
+
+
+def row_of(learner: Learner, folder: Path, core: int) -> dict[str, Any]:
+    """What one reached on its held-out tasks, or why its histories were refused."""
+    kept = folder / f"{learner.name}.json"
+    if not kept.exists():
+        with replace_when_complete(folder / learner.name) as project:
+            project.mkdir(parents=True)
+            (project / "params.yaml").write_text(yaml.safe_dump({NAME: learner.section()}), encoding="utf-8")
+            write_json(kept, {**asdict(learner), **reached(project, core)})
+        print(kept.read_text(), flush=True)
+    return read_json(kept)
+
+
+def reached(project: Path, core: int) -> dict[str, Any]:
+    """The scores of a project whose stages have run."""
+    for stage in STAGES:
+        with (project / f"{stage}.log").open("w") as log:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-m", f"tasks.{stage}", NAME]
+            process = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            if hasattr(psutil.Process, "cpu_affinity"):
+                psutil.Process(process.pid).cpu_affinity([core])
+        if process.wait():
+            words = Path(log.name).read_text().strip()
+            if stage != "parse" or "nothing to distil" not in words:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {words[-2000:]}")
+            return {"refused_by": stage, "because": words.splitlines()[-1]}
+    evaluated = project / "data" / "evaluate" / NAME
+    metrics, tasks = read_json(evaluated / "metrics.json"), read_json(evaluated / "details" / "scores.json")["rows"]
+    least = min(row["optimum"] for row in tasks)
+    hardest = mean(row["return_of_optimum"] for row in tasks if row["optimum"] == least)
+    return {**metrics, "hardest": hardest, "tasks": {row["task"]: row["return_of_optimum"] for row in tasks}}
+
+
+if __name__ == "__main__":
+    main()
