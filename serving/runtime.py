@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # In the order in which they are preferred.
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# Their activations are scaled by the largest of the whole batch: what is found for a row would depend on those beside it.
+ROW_BY_ROW = ("int8_dynamic",)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Runtime:
         self._opening = Lock()
 
     def __call__(self, graph: str, /, **arrays: np.ndarray) -> Arrays:
-        """The graph's outputs by name.
+        """The graph's outputs by name. What stands in a row of a batch is the same alone and among others, whatever the recipe.
 
         Raises:
             SlipwayError: for a graph or an input that does not exist, or an array of the wrong type or shape.
@@ -109,7 +111,9 @@ class Runtime:
         session = self.session(graph)
         self._check(graph, arrays)
         names = list(self.artifact.graphs[graph]["outputs"])
-        return dict(zip(names, (np.asarray(value) for value in session.run(names, arrays)), strict=True))
+        parts = [session.run(names, part) for part in self._parts(graph, arrays)]
+        joined = (values[0] if len(values) == 1 else np.concatenate(values) for values in zip(*parts, strict=True))
+        return dict(zip(names, map(np.asarray, joined), strict=True))
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
         """The session of a graph, opened at its first use."""
@@ -148,6 +152,14 @@ class Runtime:
         if session.get_providers()[0] != self._wanted[0]:
             warnings.warn(f"{graph} runs on {session.get_providers()[0]}: {self._wanted[0]} could not be used", stacklevel=3)
         return session
+
+    def _parts(self, graph: str, arrays: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        """What is computed at once: all, or a row alone where the recipe wants that and the graph takes any number of rows."""
+        first = {str(one["shape"][0]) for one in self.artifact.graphs[graph]["inputs"].values() if one["shape"]}
+        if self.artifact.recipe not in ROW_BY_ROW or len(first) != 1 or first.pop().isdigit():
+            return [arrays]
+        num = len(next(iter(arrays.values())))
+        return [{name: value[row : row + 1] for name, value in arrays.items()} for row in range(num)] or [arrays]
 
     def _check(self, graph: str, arrays: Mapping[str, np.ndarray]) -> None:
         inputs = self.artifact.graphs[graph]["inputs"]

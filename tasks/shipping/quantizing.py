@@ -123,7 +123,10 @@ def static_int8(source: Path, target: Path, samples: Iterator[Arrays], *, keep: 
 
 
 def dynamic_int8(source: Path, target: Path) -> None:
-    """Write `target`: int8 weights, activations quantized as they come; for graphs of matrix products."""
+    """Write `target`: int8 weights, activations quantized as they come; for graphs of matrix products.
+
+    They are scaled over the whole batch, so `serving.runtime` computes its rows one after another.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -195,6 +195,20 @@ def test_calibration_sees_what_measuring_feeds_to_the_graph(exported: Path) -> N
     assert np.array_equal(samples[0]["pixels"][0], enlarged(spread(train, 5)[0]))
 
 
+def test_what_is_quantized_dynamically_finds_the_same_alone_and_among_others(exported: Path) -> None:
+    trained, fp32 = Trained.open(NAME), open_run(EXPORTED)
+    bench = quantize.make_bench(trained, EXPORTED, fp32, None)
+    quantize.scored("int8_dynamic", quantize.variants("int8_dynamic", bench)[0][1], bench, Path())
+    run = open_run(Path("int8_dynamic"))
+    pixels = np.random.default_rng(0).integers(0, 17, (5, 16, 16)).astype(np.uint8)
+    pixels[0] //= 8  # a pale one among bright ones
+    alone = [run("classify", pixels=pixels[row : row + 1])["scores"] for row in range(5)]
+    assert np.array_equal(run("classify", pixels=pixels)["scores"], np.concatenate(alone))
+    [at_once] = run.session("classify").run(["scores"], {"pixels": pixels})
+    assert np.abs(np.asarray(at_once)[0] - alone[0][0]).max() > 1e-4, "ONNX Runtime scales over the batch"
+    assert run("classify", pixels=pixels[:0])["scores"].shape == (0, 10)
+
+
 def test_the_same_calibration_gives_the_same_bytes(exported: Path) -> None:
     source = EXPORTED / "graphs" / "classify.onnx"
     for name in ("one.onnx", "two.onnx"):

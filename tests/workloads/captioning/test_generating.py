@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 
 from contracts.files import write_json
 from contracts.settings import ExportSettings
+from contracts.workload import Graph
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
 from tasks.export import describe_graph, write_onnx
+from tasks.shipping.quantizing import dynamic_int8
 from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import pictures
 from workloads.captioning.bases import describe as describe_bases
 from workloads.captioning.generating import describe
 from workloads.captioning.graph import graphs
 from workloads.captioning.objective import build
-from workloads.captioning.seeing import sized
+from workloads.captioning.seeing import normalized, sized
 from workloads.captioning.settings import CaptioningPrepare
 
 LONGEST = 14
@@ -88,8 +91,6 @@ def test_beam_search_finds_captions_at_least_as_likely_as_greedy_ones(tiny: Tiny
 
 def likelihood(objective: Any, tiny: Tiny, captions: list[list[int]], images: np.ndarray) -> list[float]:
     """The mean log-probability of a caption's tokens, by one forward of the model."""
-    from workloads.captioning.seeing import normalized
-
     found = []
     for ids, image in zip(captions, images, strict=True):
         batch = {
@@ -102,19 +103,29 @@ def likelihood(objective: Any, tiny: Tiny, captions: list[list[int]], images: np
     return found
 
 
-@pytest.mark.slow
-def test_the_onnx_files_say_the_tokens_of_torch_alone_and_together(tiny: Tiny, tmp_path: Path) -> None:
-    objective = loud(build(tiny.settings, tiny.facts, pretrained=True))
-    parts = graphs(objective.captioner, tiny.facts)
+def write_files(tiny: Tiny, folder: Path, *, recipe: str) -> Mapping[str, Graph]:
+    """The tiny captioner's graphs as a stage leaves them in `folder`, and the modules they come from."""
+    parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
     for name, graph in parts.items():
-        write_onnx(graph, tmp_path / "graphs" / f"{name}.onnx", ExportSettings())
+        path = folder / "graphs" / f"{name}.onnx"
+        write_onnx(graph, path, ExportSettings())
+        if recipe == "int8_dynamic":
+            dynamic_int8(path, path)
     described = {name: describe_graph(name, graph) for name, graph in parts.items()}
-    write_json(
-        tmp_path / "artifact.json",
-        {"workload": "captioning", "settings": {}, "facts": {}, "recipe": "fp32", "graphs": described},
-    )
+    told = {"workload": "captioning", "settings": {}, "facts": {}, "recipe": recipe, "graphs": described}
+    write_json(folder / "artifact.json", told)
+    return parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["fp32", "int8_dynamic"])
+def test_the_onnx_files_say_the_tokens_of_torch_alone_and_together(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+    parts, files = write_files(tiny, tmp_path, recipe=recipe), open_run(tmp_path, threads=1)
     images, how = images_of(tiny, 9), {"end": tiny.facts["tokenizer"]["end"], "longest": LONGEST, "beams": 1}
-    expected = describe(torch_run(parts, "cpu"), images, tiny.facts["picture"], **how)
-    files = open_run(tmp_path, threads=1)
-    assert describe(files, images, tiny.facts["picture"], **how) == expected
-    assert [describe(files, images[row : row + 1], tiny.facts["picture"], **how)[0] for row in range(9)] == expected
+    together = describe(files, images, tiny.facts["picture"], **how)
+    assert [describe(files, images[row : row + 1], tiny.facts["picture"], **how)[0] for row in range(9)] == together
+    assert recipe != "fp32" or describe(torch_run(parts, "cpu"), images, tiny.facts["picture"], **how) == together
+    prefix = files("encoder", pixels=normalized(images, tiny.facts["picture"]))["prefix"]
+    logits = files("prefill", prefix=prefix)["logits"]
+    alone = [files("prefill", prefix=prefix[row : row + 1])["logits"][0] for row in range(9)]
+    assert np.abs(logits - alone).max() < (1e-4 if recipe == "fp32" else 1e-12)
