@@ -32,11 +32,11 @@ def data_of(path: Path) -> Path:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy a model under the same name to another folder, with all that belongs to it."""
-    assert source.name == target.name, "the file names the one that holds its weights"
-    for one in (source, data_of(source)):
-        if one.exists():
-            shutil.copyfile(one, target.with_name(one.name))
+    """Copy a model with all that belongs to it; one whose weights lie beside it keeps its name."""
+    shutil.copyfile(source, target)
+    if data_of(source).exists():
+        assert source.name == target.name, "the file names the one that holds its weights"
+        shutil.copyfile(data_of(source), data_of(target))
 
 
 def with_data(artifact: Mapping[str, Any], home: Path) -> dict[str, Any]:

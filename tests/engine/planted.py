@@ -131,9 +131,27 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, reducer, slow, die)}
+def writing() -> None:
+    """No fault: each rank lists in writing-RANK what it opens for writing in the run's folder, and what it renames to there."""
+    output = Path(RunSpec.read(Path(sys.argv[-1])).output)
+    listed = (output / f"writing-{os.environ['RANK']}").open("a", buffering=1)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename":
+            place = arguments[1]
+        elif event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            place = arguments[0]
+        else:
+            return
+        if isinstance(place, str | os.PathLike) and Path(place).is_relative_to(output):
+            listed.write(f"{Path(place).relative_to(output)}\n")
+
+    sys.addaudithook(hear)
+
+
+FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, reducer, slow, die, writing)}
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("reducer", "slow", "die")
+EVERYWHERE = ("reducer", "slow", "die", "writing")
 command = functools.partial(tiny_ranks.command, module="tests.engine.planted")
 
 

@@ -25,6 +25,7 @@ from engine.launch import environment, launch
 from engine.loop import Loop, _StopRequest
 from engine.tracking import read_journal
 from tests.engine.planted import plant
+from tests.engine.tiny_workload import TinyObjective
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -90,6 +91,40 @@ def test_the_micro_batch_does_not_change_what_is_learnt(make_tiny_spec: MakeSpec
         )
         < 1e-5
     )
+
+
+def test_the_losses_that_are_logged_do_not_depend_on_the_micro_batch(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weighed(self: TinyObjective, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        rows = torch.nn.functional.cross_entropy(self.logits(batch["rows"]), batch["labels"], reduction="none")
+        weights = 1.0 + 3 * (batch["labels"] == 0)
+        return {"loss": (weights * rows).sum() / weights.sum(), "weight": weights.sum()}
+
+    monkeypatch.setattr(TinyObjective, "forward", weighed)
+    specs = [make_tiny_spec(f"by {size}", dropout=0, micro_batch=size) for size in (2, 8)]
+    assert [spec.plan.accumulation for spec in specs] == [4, 1]
+    losses = []
+    for spec in specs:
+        _train(spec)
+        losses.append([line["loss"] for line in read_journal(Path(spec.output) / "metrics.jsonl") if "loss" in line])
+    assert len(losses[0]) == len(losses[1]) == 10
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_of_two_ranks_only_the_first_writes_what_belongs_to_the_run(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "writing")
+    spec = make_tiny_spec("ranks", ranks=2, checkpoint_minutes=0)
+    result, output = launch(spec), Path(spec.output)
+    first, second = ((output / f"writing-{rank}").read_text().split() for rank in (0, 1))
+    assert {"metrics.jsonl", "best.safetensors", "result.json"} <= set(first)
+    assert {place for place in first if place.startswith("checkpoints/step-") and "/" not in place[12:]}
+    assert {place.split("/")[0] for place in second} <= {"beacons"}, "its own beacon, and nothing of the run"
+    lines = read_journal(output / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, result.steps + 1))
+    assert [line["step"] for line in lines if "accuracy" in line] == [5, 10]
 
 
 def test_killed_in_mid_epoch_and_resumed_gives_the_bits_of_the_uninterrupted_run(

@@ -1,0 +1,59 @@
+"""Which runs are one and the same: what decides what is learnt is in a run's name, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.files import write_json
+from contracts.plan import Plan
+from contracts.run import RunResult, RunSpec
+from contracts.workload import load
+from tasks.training import training_run
+from tests.engine.tiny_ranks import join_the_house
+from tests.engine.tiny_workload import NAME, write_rows
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project whose tiny workload is parsed and prepared."""
+    join_the_house(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("data/parse") / NAME, num_train=32, num_val=8)
+    for stage in ("parse", "prepare"):
+        write_json(Path("data") / stage / NAME / "facts.json", {})
+
+
+def run_of(*, micro_batch: int = 4, **train: Any) -> RunSpec:
+    settings = load(NAME).Settings.model_validate({"train": {"global_batch": 8, "ghost_batch": 2, **train}})
+    return training_run(NAME, settings, Plan("single", "cpu", 1, micro_batch, 8 // micro_batch, 1, 0, 2, "fp32", {}))
+
+
+def test_other_settings_of_train_are_another_run_that_trains_its_own_steps(train: Callable[[RunSpec], RunResult]) -> None:
+    runs = [run_of(), run_of(learning_rate=0.02), run_of(epochs=2), run_of(seed=1)]
+    assert len({run.output for run in runs}) == len({run.fingerprint for run in runs}) == len(runs)
+    found = [train(run) for run in runs]
+    assert [one.resumed_from for one in found] == [0, 0, 0, 0]
+    assert [one.steps for one in found] == [STEPS, STEPS, 2 * STEPS, STEPS]
+    again = train(run_of())
+    assert (again.resumed_from, again.steps) == (STEPS, STEPS), "the same settings are the same run, and it is over"
+
+
+def test_what_learns_nothing_else_is_the_same_run() -> None:
+    same = [run_of(), run_of(micro_batch=2), run_of(checkpoint_minutes=1), run_of(keep_checkpoints=5)]
+    assert len({run.fingerprint for run in same}) == 1
+
+
+def test_other_records_or_facts_are_another_run() -> None:
+    runs = [run_of()]
+    write_json(Path("data/prepare") / NAME / "facts.json", {"prepared": "elsewhere"})
+    runs.append(run_of())
+    (Path("data/parse") / NAME / "records.arrow").unlink()
+    write_rows(Path("data/parse") / NAME, num_train=31, num_val=9)
+    runs.append(run_of())
+    assert len({run.fingerprint for run in runs}) == len(runs)
