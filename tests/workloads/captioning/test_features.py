@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,32 @@ def test_another_processor_or_encoder_has_features_of_its_own(tiny: Tiny, tmp_pa
     moved["encoder"]["revision"] = "abc"
     folders = {Features.of(facts, tmp_path).folder for facts in (tiny.facts, other, moved)}
     assert len(folders) == 3
+
+
+def test_a_disk_without_room_for_the_features_is_refused_before_a_picture_is_encoded(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage, size = shutil.disk_usage(tmp_path), 9 * 32 * 2
+    new = len({record.inputs["sha256"] for record in tiny.records})
+
+    def free(num: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=num))
+
+    def prepare() -> dict[str, Any]:
+        return load("captioning").prepare(tiny.records, tiny.settings, {}, tmp_path)
+
+    free(new * size - 1)
+    with pytest.raises(
+        SlipwayError, match=f"features of {new} pictures, 9 x 32 numbers each, take 0.00 GB, and the disk of .* 0.00"
+    ):
+        prepare()
+    assert not list(tmp_path.iterdir())
+    free(new * size)
+    prepare()
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.f16")) == new * size
+    assert "features of" in capsys.readouterr().out
+    free(0)
+    prepare()  # all of them are there
 
 
 def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
