@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from contracts.workload import ROOT, load, names
 from engine.normalization import KINDS
 from tests.readme import readme_command
+from tests.workloads.captioning.test_opening import lines_of
 
 
 def _copy_of_the_project(target: Path) -> Path:
@@ -82,6 +84,10 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         assert json.loads((project / "data" / "quality" / name / "quality.json").read_text())
         _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))
         assert json.loads((project / "captions.jsonl").read_text())["caption"]
+        shutil.copy2(picture, project / "picture.png")
+        lines = lines_of((ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8"))
+        merged, adapted = _said(project, sys.executable, "-W", "ignore", "-c", lines).splitlines()[-2:]
+        assert merged == adapted, "the captions of the published folder by transformers and by peft"
     if name == "algorithm_distillation":
         _said(project, *readme_command(".venv/bin/slipway rollout 0,8"))
         assert json.loads((project / "rollouts" / "rollouts.json").read_text())[0]["returns"]
