@@ -155,10 +155,11 @@ class Runtime:
 
     def _parts(self, graph: str, arrays: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         """What is computed at once: all, or a row alone where the recipe wants that and the graph takes any number of rows."""
-        first = {str(one["shape"][0]) for one in self.artifact.graphs[graph]["inputs"].values() if one["shape"]}
-        if self.artifact.recipe not in ROW_BY_ROW or len(first) != 1 or first.pop().isdigit():
+        first = {one["shape"][0] if one["shape"] else 0 for one in self.artifact.graphs[graph]["inputs"].values()}
+        sizes = {value.shape[:1] for value in arrays.values()}
+        if self.artifact.recipe not in ROW_BY_ROW or len(first) != 1 or len(sizes) != 1 or not isinstance(first.pop(), str):
             return [arrays]
-        num = len(next(iter(arrays.values())))
+        [(num,)] = sizes
         return [{name: value[row : row + 1] for name, value in arrays.items()} for row in range(num)] or [arrays]
 
     def _check(self, graph: str, arrays: Mapping[str, np.ndarray]) -> None:
