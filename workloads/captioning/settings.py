@@ -23,7 +23,8 @@ class CaptioningParse(ParseSettings):
 
     `image_column` and `caption_column` name the columns of tables and of Hugging Face data sets; None takes the usual names.
     `keep` are values that a column must have ({is_document: 1}), `caption` stands for every caption where the data set has none.
-    `most` takes so many pictures and no more. `shortest` and `longest` are a caption's length in characters, a run of spaces
+    `most` takes so many pictures and no more, spread over the data sets, their splits and their shards; of those that it takes
+    some may still be refused. `shortest` and `longest` are a caption's length in characters, a run of spaces
     counted as one. With `format` auto every top folder of the download may be a data set of its own format.
     """
 

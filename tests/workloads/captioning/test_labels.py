@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,54 @@ def test_columns_are_called_what_the_settings_say(tmp_path: Path) -> None:
     pictures(tmp_path)
     (tmp_path / "mine.csv").write_text("image,caption,Foto,Text_de\nx,bad,a.png,gut\n")
     assert captions(read(tmp_path, image_column="foto", caption_column="text_de")) == {"a.png": ["gut"]}
+
+
+@pytest.mark.parametrize("kind", ["shards", "table", "two tables"])
+def test_the_most_that_are_taken_are_spread_over_splits_shards_and_sets(tmp_path: Path, kind: str) -> None:
+    """The files of test come first by name, and every tenth row of the table is for testing: equal steps would take no other."""
+    names = [f"{number}.png" for number in range(300)]
+    for number, name in enumerate(names):
+        picture(tmp_path / "pictures" / name, seed=number, size=(8, 6))
+    splits = ["test" if number % 10 == 9 else "train" for number in range(300)]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    if kind == "shards":
+        for split, some in (("test", names[9::10]), ("train", [name for name in names if not name.endswith("9.png")])):
+            table = table_of(some, tmp_path / "pictures", caption=some)
+            pq.write_table(table, raw / f"{split}-00000-of-00001.parquet", row_group_size=50)
+    else:
+        for folder, start, end in (("a", 0, 300),) if kind == "table" else (("a", 0, 150), ("b", 150, 300)):
+            (raw / folder).mkdir()
+            rows = [f"{name},{text},{split}" for name, split in zip(names, splits, strict=True) for text in ("one", "two")]
+            (raw / folder / "t.csv").write_text("\n".join(["image,caption,split", *rows[2 * start : 2 * end]]))
+            for name in names[start:end]:
+                (raw / folder / name).write_bytes((tmp_path / "pictures" / name).read_bytes())
+    found = read(raw, most=30)
+    assert len(found) == 30
+    assert {len(one.targets["captions"]) for one in found.values()} == ({1} if kind == "shards" else {2})
+    official = Counter("test" if one.split == "test" else "train" for one in found.values())
+    assert 1 <= official["test"] <= 6, "in about their proportion"
+    if kind == "two tables":
+        assert Counter(key[0] for key in found) == {"a": 15, "b": 15}
+    assert read(raw, most=30) == found
+    assert len(read(raw, most=1)) == 1
+    assert read(raw, most=300) == read(raw, most=5000) == read(raw)
+
+
+def test_a_picture_of_a_shard_that_is_taken_keeps_the_captions_of_all_its_rows(tmp_path: Path) -> None:
+    pictures(tmp_path / "files")
+    (tmp_path / "raw").mkdir()
+    names = ["a.png"] * 2 + ["b.jpg"] * 2 + ["c.png"] * 2
+    pq.write_table(table_of(names, tmp_path / "files", caption=list("uvwxyz")), tmp_path / "raw" / "0.parquet")
+    found = captions(read(tmp_path / "raw", most=2))
+    assert len(found) == 2 and all(said in (["u", "v"], ["w", "x"], ["y", "z"]) for said in found.values())
+
+
+def test_rows_that_are_not_taken_are_not_counted_as_lost(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "mine.csv").write_text("image,caption\n" + "gone.png,x\n" * 99 + "a.png,a dog\n")
+    refused = [one for one in parse(tmp_path, CaptioningParse(most=10), processes=1) if isinstance(one, Rejected)]
+    assert len(refused) in (9, 10)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])

@@ -57,18 +57,7 @@ def parse(raw: Path, settings: CaptioningParse, *, processes: int) -> Iterator[R
     for one in found:
         ignored = f" (also seen and not read: {', '.join(one.others)}; set captioning.parse.format to choose)"
         print(f"captions: {one.title}" + (ignored if one.others else ""), flush=True)
-    examples = _examples(listing, found, settings, processes)
-    return examples if settings.most is None else _first(examples, settings.most)
-
-
-def _first(examples: Iterator[Record | Rejected], most: int) -> Iterator[Record | Rejected]:
-    """As far as the record that makes them `most`."""
-    count = 0
-    for one in examples:
-        yield one
-        count += isinstance(one, Record)
-        if count == most:
-            return
+    return _examples(listing, found, settings, processes)
 
 
 def _examples(
@@ -81,7 +70,7 @@ def _examples(
 
     named: set[str] = set()
     work = functools.partial(judge, Rules(listing.root, settings))
-    total = len(listing.pictures) + sum(getattr(one.reader, "expected", 0) for one in found)
+    total = settings.most or len(listing.pictures) + sum(getattr(one.reader, "expected", 0) for one in found)
     anything = False
     with Progress("looking at pictures", total, unit=" pictures") as progress:
         tasks = _noted(_tasks(found, settings), named)
@@ -91,7 +80,7 @@ def _examples(
             progress.advance(size)
     if settings.keep and not anything:
         raise SlipwayError(f"parse.keep = {dict(settings.keep)} leaves no row: is it the value that the column has?")
-    if unnamed := [picture for picture in listing.pictures if picture not in named]:
+    if settings.most is None and (unnamed := [picture for picture in listing.pictures if picture not in named]):
         places = Counter(f"{top_folder(picture) or '.'}/" for picture in unnamed)
         where = (
             f" ({', '.join(f'{count:,} in {place}' for place, count in places.items())})" if set(places) != {"./"} else ""
@@ -100,18 +89,25 @@ def _examples(
 
 
 def _tasks(found: list[DataSet], settings: CaptioningParse) -> Iterator[Sheet | Part | Rejected]:
+    from workloads.captioning.labels.choosing import chosen, parts_with, those
     from workloads.captioning.labels.gathering import gathered
     from workloads.captioning.labels.hub import Hub
     from workloads.captioning.labels.listing import some
 
-    for one in found:
+    everywhere = [None] * len(found) if settings.most is None else chosen(found, settings.most)
+    for one, places in zip(found, everywhere, strict=True):
         if isinstance(one.reader, Hub) and (note := one.reader.division.note):
             print(f"splits of {one.title}: {note}", flush=True)
         empty = True
-        for task in one.reader.parts() if isinstance(one.reader, Hub) else gathered(one.reader.said(), settings, one.title):
+        if isinstance(one.reader, Hub):
+            tasks = one.reader.parts() if places is None else parts_with(one.reader.parts(), places)
+        else:
+            said = one.reader.said() if places is None else those(one.reader.said(), places)
+            tasks = gathered(said, settings, one.title)
+        for task in tasks:
             empty = empty and getattr(task, "size", 1) == 0
             yield task
-        if empty and not settings.keep:
+        if empty and not settings.keep and places is None:
             raise SlipwayError(
                 f"{one.title} has no row ({some(one.files)}): was it cut off? Download it again, or leave it out"
             )

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a shard: its columns, its first row and how many (`size`), the split that its file is named after."""
+    """One part of a shard: its columns, its first row and how many (`size`), the split that its file is named after.
+
+    `rows` are those whose pictures are wanted, where not all are.
+    """
 
     file: str
     index: int
@@ -35,6 +38,7 @@ class Part:
     size: int
     split: str | None
     division: Division
+    rows: frozenset[int] | None = None
 
 
 class Hub:
@@ -113,9 +117,9 @@ class Draft:
 def records_of(part: Part, root: Path, settings: CaptioningParse) -> Iterator[Record | Rejected]:
     """The records of a part, after what was refused of it. Rows of one picture (the same bytes) are one record."""
     drafts: dict[tuple[str, str | None], Draft] = {}
-    for row, values in _rows(part, root):
+    for row, values in _wanted(part, root):
         try:
-            if (data := shards.bytes_in(values[part.columns.image])) is None:
+            if (data := _bytes(part, values)) is None:
                 raise Unusable("picture not found: the row holds no bytes of it")
             split = split_named(values.get(part.columns.split or "")) or part.split
             picture = look(data)
@@ -128,6 +132,21 @@ def records_of(part: Part, root: Path, settings: CaptioningParse) -> Iterator[Re
         drafts.setdefault((picture.sha256, split), Draft(row, picture, split)).captions.extend(captions)
     for draft in drafts.values():
         yield from _record(draft, part)
+
+
+def _wanted(part: Part, root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of the pictures that are wanted: of a picture that one of `part.rows` holds, all of them."""
+    if part.rows is None:
+        yield from _rows(part, root)
+        return
+    chosen = {_bytes(part, values) for row, values in _rows(part, root) if row in part.rows} - {None}
+    for row, values in _rows(part, root):
+        if row in part.rows or _bytes(part, values) in chosen:
+            yield row, values
+
+
+def _bytes(part: Part, values: dict[str, Any]) -> bytes | None:
+    return shards.bytes_in(values[part.columns.image])
 
 
 def _rows(part: Part, root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
