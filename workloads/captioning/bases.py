@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,24 @@ def not_pretrained(facts: Facts) -> str | None:
 
 
 def _described(base: Base, config: Any) -> dict[str, Any]:
-    """Name, the commit that its revision was when it was looked up, and the configuration."""
+    """Name, the commit that its revision was when it was looked up, the configuration and, of a folder, what its weights are."""
     return {
         "name": base.name,
         "revision": getattr(config, "_commit_hash", None) or base.revision,
         "config": config.to_dict(),
+        "sha256": weights_of(Path(base.name)),
     }
+
+
+def weights_of(folder: Path) -> str | None:
+    """The SHA-256 of the names and bytes of a folder's safetensors files; None for what is no folder: the hub's have a commit."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _vision_config(base: Base) -> Any:
@@ -144,9 +157,20 @@ def num_features(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
-    """Encoder and language model with their base weights, in float32."""
+    """Encoder and language model with their base weights, in float32.
+
+    Raises:
+        SlipwayError: when one cannot be had, or is another than when it was described.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+
+    for part in ("encoder", "decoder"):
+        if weights_of(Path(facts[part]["name"])) != facts[part]["sha256"]:
+            raise SlipwayError(
+                f"prepare.{part}: the weights in {facts[part]['name']} are not those that prepare found there, which features and"
+                " facts are of: run the prepare stage again (slipway run captioning --force prepare)"
+            )
 
     classes = _vision_class(facts["encoder"]["config"]["model_type"])
     return tuple(  # pyright: ignore[reportReturnType]

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contracts.errors import SlipwayError
-from contracts.files import remove
+from contracts.files import read_json, remove, write_json
 from contracts.progress import Progress
 from contracts.records import Records
 from contracts.workload import Facts
@@ -27,7 +28,8 @@ class Features:
     """The features in a folder, float16 [tokens, width] by the SHA-256 of a picture.
 
     A part is a pair of files: `part-0.f16` with the numbers and `part-0.json` with the pictures they are of, in order. A part
-    that is being written has neither name yet; what an interrupted preparation had finished of it is used again.
+    that is being written has neither name yet; what an interrupted preparation had finished of it is used again. A part whose
+    two files do not fit is none.
     """
 
     def __init__(self, folder: Path, tokens: int, width: int) -> None:
@@ -43,21 +45,28 @@ class Features:
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
         """Part and row of each picture."""
-        return {
-            sha256: (part, row)
-            for part, names in enumerate(self._parts)
-            for row, sha256 in enumerate(json.loads(names.read_text()))
-        }
+        return {sha256: (part, row) for part, names in enumerate(self._parts.values()) for row, sha256 in enumerate(names)}
 
     @cached_property
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.json"))
+    def _parts(self) -> dict[Path, list[str]]:
+        """The file of numbers of each part that is whole, and the pictures that they are of."""
+        found = {path.with_suffix(".f16"): _names(path) for path in sorted(self.folder.glob("part-*.json"))}
+        return {
+            numbers: names
+            for numbers, names in found.items()
+            if names and numbers.exists() and numbers.stat().st_size == len(names) * self._row_size
+        }
+
+    @property
+    def _row_size(self) -> int:
+        """Bytes of a picture's features."""
+        return 2 * self.shape[0] * self.shape[1]
 
     @cached_property
     def _rows(self) -> list[np.ndarray]:
         return [
-            np.memmap(names.with_suffix(".f16"), np.float16, "r").reshape(-1, *self.shape)  # pyright: ignore
-            for names in self._parts
+            np.memmap(numbers, np.float16, "r").reshape(-1, *self.shape)  # pyright: ignore
+            for numbers in self._parts
         ]
 
     def __contains__(self, sha256: str) -> bool:
@@ -107,9 +116,11 @@ class Features:
                 list_of.flush()
                 bar.advance(len(some))
         order = names.read_text().split()
-        place = self.folder / f"part-{len(self._parts)}.json"
+        taken = {path.stem for path in self._parts}
+        place = self.folder / f"{next(name for name in map('part-{}'.format, count()) if name not in taken)}.json"
+        remove(place)  # of a torn part: new numbers must not meet its names
         numbers.replace(place.with_suffix(".f16"))
-        place.write_text(json.dumps(order))
+        write_json(place, order)
         remove(names)
         for name in ("_places", "_parts", "_rows"):
             self.__dict__.pop(name, None)
@@ -121,12 +132,19 @@ class Features:
             remove(numbers)
             remove(names)
             return set()
-        size = 2 * self.shape[0] * self.shape[1]
-        done = [line for line in names.read_text().split() if len(line) == 64][: numbers.stat().st_size // size]
+        done = [line for line in names.read_text().split() if len(line) == 64][: numbers.stat().st_size // self._row_size]
         with numbers.open("r+b") as file:
-            file.truncate(len(done) * size)
+            file.truncate(len(done) * self._row_size)
         names.write_text("".join(f"{sha256}\n" for sha256 in done))
         return set(done)
+
+
+def _names(path: Path) -> list[str]:
+    """The pictures that a part's file lists; none where it is torn."""
+    try:
+        return list(map(str, read_json(path)))
+    except (ValueError, TypeError):
+        return []
 
 
 def _encoded(

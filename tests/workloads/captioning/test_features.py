@@ -12,10 +12,12 @@ import pytest
 
 from contracts.errors import SlipwayError
 from contracts.workload import load
-from tests.workloads.captioning.conftest import Tiny
+from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import features as module
+from workloads.captioning.bases import describe, loaded_models
 from workloads.captioning.dataset import keeps_features
 from workloads.captioning.features import Features
+from workloads.captioning.settings import CaptioningPrepare
 
 
 def fresh(tiny: Tiny, folder: Path) -> Features:
@@ -65,6 +67,28 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
         assert np.array_equal(after.of_picture(sha256), whole.of_picture(sha256))
 
 
+@pytest.mark.parametrize("harm", ["torn names", "no numbers", "too few numbers"])
+def test_a_part_that_is_torn_is_not_there_and_harms_no_other(tiny: Tiny, tmp_path: Path, harm: str) -> None:
+    for end in (10, 20, 30):
+        fresh(tiny, tmp_path).compute(tiny.records.take(range(end)), tiny.facts, batch_size=8)
+    folder = fresh(tiny, tmp_path).folder
+    names, numbers = folder / "part-0.json", folder / "part-0.f16"
+    if harm == "torn names":
+        names.write_text(names.read_text()[:100])
+    elif harm == "no numbers":
+        numbers.unlink()
+    else:
+        numbers.write_bytes(numbers.read_bytes()[:-2])
+    assert len(fresh(tiny, tmp_path)) == 20
+    assert fresh(tiny, tmp_path).compute(tiny.records.take(range(30)), tiny.facts, batch_size=8) == 10
+    whole = fresh(tiny, tmp_path / "whole")
+    whole.compute(tiny.records.take(range(30)), tiny.facts, batch_size=8)
+    mended = fresh(tiny, tmp_path)
+    assert len(mended) == 30
+    for sha256 in hashes(tiny, range(30)):
+        assert np.abs(mended.of_picture(sha256) - whole.of_picture(sha256)).max() < 2e-3
+
+
 def test_another_processor_or_encoder_has_features_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
     other = json.loads(json.dumps(tiny.facts))
     other["picture"]["mean"] = [0.4, 0.4, 0.4]
@@ -98,6 +122,24 @@ def test_a_disk_without_room_for_the_features_is_refused_before_a_picture_is_enc
     assert "features of" in capsys.readouterr().out
     free(0)
     prepare()  # all of them are there
+
+
+def test_weights_that_were_trained_anew_in_the_same_folder_have_features_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    settings = CaptioningPrepare.model_validate(write_bases(tmp_path))
+    before = describe(settings, tmp_path)
+    assert describe(settings, tmp_path) == before
+    Features.of(before, tmp_path).compute(tiny.records.take([0]), before, batch_size=1)
+    weights = tmp_path / "encoder" / "model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    after = describe(settings, tmp_path)
+    sha256 = hashes(tiny, range(1))[0]
+    assert sha256 in Features.of(before, tmp_path) and sha256 not in Features.of(after, tmp_path)
+    assert after["decoder"] == before["decoder"]
+    with pytest.raises(SlipwayError, match=r"prepare.encoder: the weights in .*encoder are not those that prepare found"):
+        loaded_models(before)
+    loaded_models(after)
 
 
 def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
