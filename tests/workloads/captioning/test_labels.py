@@ -310,15 +310,35 @@ def test_a_picture_is_found_from_the_label_file_from_the_top_and_by_the_end_of_i
         "../images/A.JPG": "set/images/A.JPG",
         "set/images/A.JPG": "set/images/A.JPG",
         "images\\a.jpg": "set/images/A.JPG",
-        "somewhere/a.jpg": "set/images/A.JPG",
         "a": "set/images/A.JPG",
         "b.png": "set/images/train/b.png",
         str(tmp_path / "other" / "b.png"): "other/b.png",
         "d.png": "set/images/val2017/d.png",
     }
     assert {name: listing.picture(name, "set/labels/x.csv", split="val") for name in means} == means
+    assert listing.elsewhere.keys() == {means[name] for name in ("a", "b.png", "d.png")}
     with pytest.raises(Unusable, match="several pictures fit"):
         listing.picture("d.png", "set/labels/x.csv", split="test")
+    with pytest.raises(Unusable, match="no file of that name in that folder; there is set/images/A.JPG"):
+        listing.picture("somewhere/a.jpg", "set/labels/x.csv")
+
+
+def test_the_caption_of_a_picture_that_is_missing_is_not_that_of_its_namesake_in_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("dogs/001.jpg", "dogs/002.jpg", "birds/003.jpg")):
+        picture(tmp_path / name, seed=seed)
+    rows = ["cats/001.jpg,a cat", "dogs/002.jpg,a dog", "003.jpg,a bird"]
+    (tmp_path / "mine.csv").write_text("\n".join(["image,caption", *rows]))
+    kept, refused = [], []
+    for one in parse(tmp_path, CaptioningParse(), processes=1):
+        (kept if isinstance(one, Record) else refused).append(one)
+    assert {one.key: one.targets["captions"] for one in kept} == {"dogs/002.jpg": ["a dog"], "birds/003.jpg": ["a bird"]}
+    [lost] = refused
+    assert (lost.value, lost.whole) == ("cats/001.jpg", True)
+    assert lost.reason == "picture not found: no file of that name in that folder; there is dogs/001.jpg"
+    said = capsys.readouterr().out
+    assert "1 pictures were found by their names alone, such as 003.jpg at birds/003.jpg" in said
 
 
 def test_pictures_without_labels_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

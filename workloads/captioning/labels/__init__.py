@@ -80,6 +80,9 @@ def _examples(
             progress.advance(size)
     if settings.keep and not anything:
         raise SlipwayError(f"parse.keep = {dict(settings.keep)} leaves no row: is it the value that the column has?")
+    if listing.elsewhere:
+        place, name = next(iter(listing.elsewhere.items()))
+        print(f"{len(listing.elsewhere):,} pictures were found by their names alone, such as {name} at {place}", flush=True)
     if settings.most is None and (unnamed := [picture for picture in listing.pictures if picture not in named]):
         places = Counter(f"{top_folder(picture) or '.'}/" for picture in unnamed)
         where = (

@@ -31,6 +31,7 @@ class Listing:
 
     def __init__(self, root: Path, *, labels: str | None = None) -> None:
         self.root = root
+        self.elsewhere: dict[str, str] = {}
         self._base = Path(os.path.abspath(root)).as_posix() + "/"
         if labels is not None and not (root / labels).exists():
             top = some(sorted(path.name for path in root.iterdir())) if root.is_dir() else "nothing"
@@ -42,8 +43,9 @@ class Listing:
     def picture(self, name: Any, file: str, *, split: str | None = None) -> str:
         """The picture that the label file `file` calls `name`, a path from where the file lies or from the top.
 
-        Where nothing lies there, the one picture whose path ends so, whatever its letter case, else the one of that file
-        name; of several the one in the label file's own top folder, else the one in a folder of its `split`.
+        Where nothing lies there, the one picture whose path ends so, whatever its letter case; of several the one in the label
+        file's own top folder, else the one in a folder of its `split`. A folder that is named must be there: the 001.jpg of
+        another one is another picture. Names without a folder that are found elsewhere are counted in `elsewhere`.
 
         Raises:
             Unusable: when `name` is no path inside the download, or no picture or several fit.
@@ -54,15 +56,22 @@ class Listing:
         for place in (beside, wanted):
             if place in self.names:
                 return place
-        for ending in dict.fromkeys((wanted.lower(), wanted.rsplit("/", 1)[-1].lower())):
-            hits = [one for one in self._by_last.get(ending.rsplit("/", 1)[-1], []) if _ends(one, ending)]
-            hits = [one for one in hits if one.startswith(file.split("/")[0] + "/")] or hits
-            hits = [one for one in hits if split_in_path(one) == split] or hits
-            if len(hits) > 1:
-                raise Unusable(f"several pictures fit: {', '.join(hits[:3])}")
-            if hits:
-                return hits[0]
-        raise Unusable("picture not found: no file of that name in the download")
+        alike = self._by_last.get(wanted.rsplit("/", 1)[-1].lower(), [])
+        hits = [one for one in alike if _ends(one, wanted.lower())]
+        hits = [one for one in hits if one.startswith(file.split("/")[0] + "/")] or hits
+        hits = [one for one in hits if split_in_path(one) == split] or hits
+        if len(hits) > 1:
+            raise Unusable(f"several pictures fit: {', '.join(hits[:3])}")
+        if hits:
+            if "/" not in wanted:
+                self.elsewhere[hits[0]] = path
+            return hits[0]
+        where = (
+            f"no file of that name in that folder; there is {some(alike, 2)}"
+            if alike
+            else "no file of that name in the download"
+        )
+        raise Unusable(f"picture not found: {where}")
 
     def _inside(self, path: str) -> str:
         """A path as it is from the top of the download, whose own absolute path it may begin with."""
