@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from contracts.errors import SlipwayError
 from workloads.captioning.settings import CaptioningTrain, Lora
 
-# What is adapted where `lora.targets` is None: the projections of the attention, as the architectures name them.
-TARGETS: Mapping[str, tuple[str, ...]] = {
-    "gpt2": ("c_attn", "c_proj"),
-    "gpt_neox": ("query_key_value", "dense"),
-    "falcon": ("query_key_value", "dense"),
-    "phi": ("q_proj", "k_proj", "v_proj", "dense"),
-    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
-}
-USUAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+# What is adapted where `lora.targets` is None: the projections of the attention, as architectures name them; of these the first
+# whose names are all there.
+TARGETS = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Qwen, Gemma, Mistral
+    ("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-Neo, GPT-J
+    ("q_proj", "k_proj", "v_proj", "dense"),  # Phi
+    ("qkv_proj", "o_proj"),  # Phi-3
+    ("qkv_proj", "out_proj"),  # CodeGen
+    ("Wqkv", "out_proj"),  # MPT
+    ("query_key_value", "dense"),  # GPT-NeoX, Falcon, BLOOM
+    ("attn.c_attn", "attn.c_proj"),  # GPT-2, whose other layers have a c_proj too
+)
 
 
 class Projection(nn.Module):
@@ -109,28 +110,57 @@ def adapted(decoder: nn.Module, lora: Lora | None) -> nn.Module:
     """The language model with LoRA's adapters on its attention.
 
     Raises:
-        SlipwayError: when it has no module of the names that are set.
+        SlipwayError: when it has no module of one of the names that are set, or of none of TARGETS.
     """
     if lora is None:
         return decoder
     from peft import LoraConfig, get_peft_model
 
     trained = {name for name, value in decoder.named_parameters() if value.requires_grad}
-    targets = lora.targets or TARGETS.get(decoder.config.model_type, USUAL_TARGETS)  # pyright: ignore
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules=list(targets),
+        target_modules=list(_targets(decoder, lora)),
         task_type="CAUSAL_LM",
     )
     try:
         with warnings.catch_warnings():  # peft asks the model by a name that transformers has given up
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # and is then set right: GPT-2
             model = get_peft_model(decoder, config)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
-        raise SlipwayError(f"train.lora.targets = {list(targets)}: {error}") from None
+        raise SlipwayError(f"train.lora.targets = {config.target_modules}: {error}") from None
     for name, value in model.get_base_model().named_parameters():
         if name.replace(".base_layer", "") in trained:
             value.requires_grad_(True)
     return model
+
+
+def _targets(decoder: nn.Module, lora: Lora) -> tuple[str, ...]:
+    """The names of what is adapted: each is that of a module, or what its path ends with."""
+    paths = [f".{path}" for path, _ in decoder.named_modules()]
+
+    def missing(names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if not any(path.endswith(f".{name}") for path in paths)]
+
+    kind, linear = decoder.config.model_type, _linear(decoder)  # pyright: ignore
+    if lora.targets is None:
+        if fitting := next((names for names in TARGETS if not missing(names)), None):
+            return fitting
+        raise SlipwayError(
+            f"train.lora.targets is null, and how a {kind} names its attention's projections is not known: set it to some of"
+            f" {linear}, or train.lora to null"
+        )
+    if absent := missing(lora.targets):
+        raise SlipwayError(
+            f"train.lora.targets = {list(lora.targets)}: the {kind} has no {', '.join(absent)}; its linear layers are {linear}"
+        )
+    return lora.targets
+
+
+def _linear(decoder: nn.Module) -> str:
+    """What the linear layers of a transformer's layers are called, with what they lie in."""
+    kinds = ("Linear", "Conv1D", "FalconLinear")
+    paths = (path.split(".") for path, module in decoder.named_modules() if type(module).__name__ in kinds)
+    return ", ".join(sorted({".".join(parts[-2:]) for parts in paths if len(parts) > 2}))

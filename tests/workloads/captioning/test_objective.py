@@ -18,9 +18,9 @@ from engine.stream import Stream
 from engine.validation import Validator
 from engine.weights import rebuilt, save_weights
 from workloads.captioning.dataset import CaptioningDataset
-from workloads.captioning.model import pooled
+from workloads.captioning.model import adapted, pooled
 from workloads.captioning.objective import build, make_optimizer
-from workloads.captioning.settings import CaptioningTrain
+from workloads.captioning.settings import CaptioningTrain, Lora
 from workloads.captioning.words import IGNORED
 
 
@@ -187,3 +187,61 @@ def test_adapters_for_modules_that_do_not_exist_are_refused(tiny: Any) -> None:
     assert lora
     with pytest.raises(SlipwayError, match=r"train.lora.targets = \['nowhere'\]"):
         objective_of(tiny, lora=lora.model_copy(update={"targets": ("nowhere",)}))
+    with pytest.raises(SlipwayError, match=r"'q_proj', 'c_proj'\]: the llama has no c_proj; its linear .*self_attn.q_proj"):
+        objective_of(tiny, lora=lora.model_copy(update={"targets": ("q_proj", "c_proj")}))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
+FEW_HEADS = {**SMALL, "num_key_value_heads": 1, "intermediate_size": 32}
+DECODERS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "llama": (FEW_HEADS, {f"self_attn.{name}_proj" for name in "qkvo"}),
+    "qwen2": (FEW_HEADS, {f"self_attn.{name}_proj" for name in "qkvo"}),
+    "phi3": (FEW_HEADS, {"self_attn.qkv_proj", "self_attn.o_proj"}),
+    "gpt2": ({"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}, {"attn.c_attn", "attn.c_proj"}),
+    "gpt_neox": ({**SMALL, "intermediate_size": 32}, {"attention.query_key_value", "attention.dense"}),
+    "opt": (
+        {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16},
+        {f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")},
+    ),
+    "gpt_neo": (
+        {
+            "vocab_size": 64,
+            "hidden_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+        },
+        {f"attention.{name}_proj" for name in ("q", "k", "v", "out")},
+    ),
+    "bloom": (
+        {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+        {"self_attention.query_key_value", "self_attention.dense"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_adapters_are_on_the_whole_attention_and_nothing_else_whatever_the_architecture(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options, wanted = DECODERS[kind]
+    model = adapted(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)), Lora(rank=2, dropout=0))
+    paths = [name.split(".lora_A")[0].split(".") for name, _ in model.named_parameters() if ".lora_A" in name]
+    assert {".".join(path[-2:]) for path in paths} == wanted
+    assert len(paths) == 2 * len(wanted), "in each of two layers"
+
+
+def test_a_language_model_whose_attention_is_named_otherwise_is_refused_with_its_names() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(
+        SlipwayError, match=r"a mamba names its attention's .* set it to some of .*mixer.in_proj.*or train.lora"
+    ):
+        adapted(model, Lora())
