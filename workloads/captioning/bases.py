@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # Vision models by their type in a configuration, with their classes in transformers.
 ENCODERS = {
     "siglip_vision_model": "SiglipVisionModel",
-    "siglip2_vision_model": "Siglip2VisionModel",
     "clip_vision_model": "CLIPVisionModel",
     "vit": "ViTModel",
 }
@@ -89,6 +88,11 @@ def _vision_config(base: Base) -> Any:
 
     config = opened(AutoConfig.from_pretrained, base)
     config = getattr(config, "vision_config", config)
+    if config.model_type.startswith("siglip2"):
+        raise SlipwayError(
+            f"prepare.encoder {base.name} is a SigLIP 2 of the kind NaFlex, which sees pictures of any shape as lists of patches with a"
+            " mask; captioning takes those of one size, such as google/siglip2-base-patch16-224"
+        )
     if config.model_type not in ENCODERS:
         raise SlipwayError(f"prepare.encoder {base.name} is a {config.model_type}; captioning takes {', '.join(ENCODERS)}")
     return config
@@ -105,17 +109,27 @@ def _text_config(base: Base) -> Any:
 
 
 def _picture(base: Base) -> dict[str, Any]:
-    """What the encoder's own processor does: size in pixels, resampling (Pillow's number), mean and deviation of a channel."""
+    """What the encoder's own processor does: size in pixels, whether it is cut from the middle of a picture and how long that one's
+    shorter side is then (`resize`), resampling (Pillow's number), mean and deviation of a channel.
+
+    Raises:
+        SlipwayError: when it cuts the middle from a stretched picture.
+    """
     from transformers import AutoImageProcessor
 
     processor = opened(AutoImageProcessor.from_pretrained, base)
     size = dict(processor.size)
     side = size.get("height") or size.get("shortest_edge")
-    if getattr(processor, "do_center_crop", False):
-        side = dict(processor.crop_size)["height"]
+    crop = bool(getattr(processor, "do_center_crop", False))
+    if crop and not size.get("shortest_edge"):
+        raise SlipwayError(
+            f"prepare.encoder {base.name}: its processor cuts the middle from a picture stretched to {size}; captioning knows"
+            " processors that stretch, and those that scale the shorter side (shortest_edge) and cut"
+        )
     return {
-        "size": int(side),  # pyright: ignore[reportArgumentType]
-        "crop": bool(getattr(processor, "do_center_crop", False)),
+        "size": int(dict(processor.crop_size)["height"] if crop else side),  # pyright: ignore[reportArgumentType]
+        "resize": int(side),  # pyright: ignore[reportArgumentType]
+        "crop": crop,
         "resample": int(processor.resample),
         "mean": [float(value) for value in processor.image_mean],
         "std": [float(value) for value in processor.image_std],

@@ -9,15 +9,14 @@ import numpy as np
 
 
 def sized(picture: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
-    """uint8 [height, width, 3] RGB to uint8 [size, size, 3]: stretched to the square or, where the processor crops, its middle."""
+    """uint8 [height, width, 3] RGB to uint8 [size, size, 3]: stretched to the square or, where the processor crops, the middle of the
+    picture whose shorter side was made `resize` pixels."""
     from PIL import Image
 
     size, image = how["size"], Image.fromarray(picture)
     if how["crop"]:
-        scale = size / min(image.size)
-        image = image.resize(
-            (max(size, round(image.width * scale)), max(size, round(image.height * scale))), how["resample"]
-        )
+        shorter, edge = min(image.size), how["resize"]
+        image = image.resize((edge * image.width // shorter, edge * image.height // shorter), how["resample"])
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     elif image.size != (size, size):

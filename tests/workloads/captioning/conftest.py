@@ -39,6 +39,9 @@ def write_bases(folder: Path, *, encoder: str = "siglip") -> dict[str, dict[str,
         SiglipImageProcessor,
         SiglipVisionConfig,
         SiglipVisionModel,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
     )
 
     from workloads.captioning.base.language import END, texts, train_tokenizer
@@ -50,6 +53,9 @@ def write_bases(folder: Path, *, encoder: str = "siglip") -> dict[str, dict[str,
     if encoder == "clip":
         CLIPVisionModel(CLIPVisionConfig(**seeing)).save_pretrained(folder / "encoder")
         CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=square).save_pretrained(folder / "encoder")
+    elif encoder == "vit":
+        ViTModel(ViTConfig(**seeing)).save_pretrained(folder / "encoder")
+        ViTImageProcessor(size=square).save_pretrained(folder / "encoder")
     else:
         SiglipVisionModel(SiglipVisionConfig(**seeing, vision_use_head=False)).save_pretrained(folder / "encoder")
         SiglipImageProcessor(size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder / "encoder")

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from contracts.errors import SlipwayError
 from contracts.workload import load
 from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import base, scoring
 from workloads.captioning.bases import describe
+from workloads.captioning.seeing import normalized, sized
 from workloads.captioning.settings import BaseSteps, CaptioningPrepare, CaptioningSettings
 from workloads.captioning.words import Words
 
@@ -44,6 +48,54 @@ def test_the_captions_are_those_of_train_all_of_them_or_an_even_choice(tiny: Tin
     assert base.captions_of(train) == every
     monkeypatch.setattr(base, "MOST_PICTURES", 2)
     assert base.captions_of(train) == [*train[0].targets["captions"], *train[len(train) - 1].targets["captions"]]
+
+
+@pytest.mark.parametrize("encoder", ["clip", "vit"])
+def test_other_encoders_go_through_prepare_and_training_alike(tiny: Tiny, tmp_path: Path, encoder: str) -> None:
+    prepare = CaptioningPrepare.model_validate(write_bases(tmp_path, encoder=encoder))
+    settings, workload = tiny.settings.model_copy(update={"prepare": prepare}), load("captioning")
+    facts = {**tiny.facts, **workload.prepare(tiny.records, settings, tiny.facts, tmp_path), "prepared": str(tmp_path)}
+    assert np.shape(facts["features"]["mean"]) == (32,)
+    objective = workload.build(settings, facts, pretrained=True)
+    losses = []
+    for features in (True, False):
+        how = settings.model_copy(update={"prepare": prepare.model_copy(update={"features": features})})
+        dataset = workload.dataset(tiny.records, how, facts, training=True)
+        batch = dataset.collate([dataset.item(index, None, draw=0, progress=0) for index in range(4)])
+        assert ("features" in batch) is features
+        losses.append(objective.eval()(batch)["loss"])
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=2e-3)
+    losses[0].backward()
+    gradients = [value.grad for value in objective.parameters() if value.requires_grad]
+    assert gradients and all(one is not None for one in gradients)
+
+
+@pytest.mark.parametrize("size", [(97, 48), (64, 120), (33, 30)])
+def test_a_picture_is_scaled_and_cut_as_the_encoder_s_own_processor_does(tmp_path: Path, size: tuple[int, int]) -> None:
+    """The shorter side becomes 64 pixels, and 48 of them are seen."""
+    from transformers import AutoImageProcessor, CLIPImageProcessor
+
+    bases = write_bases(tmp_path, encoder="clip")
+    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 48, "width": 48}).save_pretrained(
+        tmp_path / "encoder"
+    )
+    how = describe(CaptioningPrepare.model_validate(bases), tmp_path)["picture"]
+    assert (how["size"], how["resize"], how["crop"]) == (48, 64, True)
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    ours = normalized(sized(np.asarray(image), how)[None], how)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "encoder")(images=image, return_tensors="np")["pixel_values"]
+    assert np.abs(ours - theirs).max() * 0.27 * 255 < 3, "two ways to round, and no other part of the picture"
+
+
+def test_an_encoder_that_sees_any_shape_is_refused_in_words(tmp_path: Path) -> None:
+    from transformers import Siglip2VisionConfig
+
+    bases = write_bases(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Siglip2VisionConfig(**sizes).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(SlipwayError, match=r"prepare.encoder .* is a SigLIP 2 of the kind NaFlex.*siglip2-base-patch16-224"):
+        describe(CaptioningPrepare.model_validate(bases), tmp_path)
 
 
 @pytest.mark.parametrize("embedded", [True, False])
