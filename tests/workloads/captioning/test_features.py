@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from contracts.errors import SlipwayError
+from contracts.plan import Plan
+from contracts.run import RunSpec
 from contracts.workload import load
+from engine.loop import Loop
 from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import features as module
 from workloads.captioning.bases import describe, loaded_models
@@ -145,6 +149,28 @@ def test_weights_that_were_trained_anew_in_the_same_folder_have_features_of_thei
 def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(SlipwayError, match="no features of the picture with SHA-256 00ff: run the prepare stage again"):
         fresh(tiny, tmp_path).of_picture("00ff")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_no_step_of_any_epoch_asks_the_encoder_where_its_features_are_kept(tiny: Tiny, tmp_path: Path, kept: bool) -> None:
+    prepare = tiny.settings.prepare.model_copy(update={"features": kept})
+    settings = tiny.with_train(epochs=2, patience=0).model_copy(update={"prepare": prepare})
+    plan = Plan("single", "cpu", 1, 4, settings.train.global_batch // 4, 1, 0, 1, "fp32", {})
+    folders = {"records": str(tiny.folder / "parse"), "root": str(tiny.records.root), "output": str(tmp_path)}
+    spec = RunSpec("captioning", settings.model_dump(mode="json"), tiny.facts, **folders, plan=plan, fingerprint="one")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    loop = Loop(spec)
+    objective: Any = loop.backend.objective
+    steps, asked = [], []
+    objective.register_forward_hook(lambda *_: steps.append(objective.training))
+    objective.captioner.encoder.register_forward_hook(lambda *_: asked.append(True))
+    try:
+        loop.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert sum(steps) >= 2 * len(tiny.records.split("train")) // 4, "two epochs, four pictures at a time"
+    assert len(asked) == (0 if kept else len(steps))
 
 
 @pytest.mark.parametrize("change", [{"augment": True}, {"unfreeze_encoder": 1}])
