@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from contracts.files import write_json
 from contracts.records import Record, Records, write_records
+from contracts.settings import ExportSettings
 from contracts.workload import load
 
 
@@ -95,3 +97,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     prepared.mkdir()
     facts |= {**workload.prepare(records, settings, facts, prepared), "prepared": str(prepared)}
     return Tiny(records, facts, settings, folder)
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny captioner as `export` leaves it."""
+    from tasks.export import describe_graph, write_onnx
+    from tests.workloads.captioning.test_generating import loud
+    from workloads.captioning.graph import graphs
+    from workloads.captioning.objective import build
+
+    folder = tmp_path_factory.mktemp("model")
+    parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
+    for name, graph in parts.items():
+        write_onnx(graph, folder / "graphs" / f"{name}.onnx", ExportSettings())
+    described = {name: describe_graph(name, graph) for name, graph in parts.items()}
+    told = {"workload": "captioning", "settings": tiny.settings.model_dump(mode="json"), "facts": tiny.facts}
+    write_json(folder / "artifact.json", {**told, "recipe": "fp32", "graphs": described})
+    return folder

@@ -7,32 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from contracts.files import write_json
 from contracts.raw import RawInput
-from contracts.settings import ExportSettings
 from contracts.workload import load
 from serving.runtime import open_run
-from tasks.export import describe_graph, write_onnx
 from tests.readme import readme_command
 from tests.serving.browser import browser
 from tests.serving.server import FORM, file_form, serving
 from tests.workloads.captioning.conftest import Tiny
-from tests.workloads.captioning.test_generating import loud
-from workloads.captioning.graph import graphs
-from workloads.captioning.objective import build
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny captioner as `export` leaves it."""
-    folder = tmp_path_factory.mktemp("model")
-    parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
-    for name, graph in parts.items():
-        write_onnx(graph, folder / "graphs" / f"{name}.onnx", ExportSettings())
-    described = {name: describe_graph(name, graph) for name, graph in parts.items()}
-    told = {"workload": "captioning", "settings": tiny.settings.model_dump(mode="json"), "facts": tiny.facts}
-    write_json(folder / "artifact.json", {**told, "recipe": "fp32", "graphs": described})
-    return folder
 
 
 def pictures_of(tiny: Tiny, num: int) -> list[RawInput]:
