@@ -96,16 +96,18 @@ def predict(run: Run, inputs: Iterable[RawInput], settings: DistillationSettings
 def rollouts(
     run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
 ) -> Iterator[Played]:
-    """So many rollouts on each task of these names, "0,8" for one; on the hardest task where there are none.
+    """So many rollouts on each task of these names, "0,8" for one, each task once; on the hardest one where there are none. They are
+    named by task, seed and number.
 
     Raises:
         SlipwayError: for a name that is no task.
     """
     kind = ENVIRONMENTS[facts["environment"]]
     known = kind.tasks()
-    tasks = [task_named(name, known) for name in names] or [known[kind.difficulty(known).argmax()]]
-    keys = [f"{'-'.join(map(str, task))}.{seed + time}" for task in tasks for time in range(times)]
-    return play_all(run, np.repeat(tasks, times, axis=0), keys, settings, facts)
+    named = [task_named(name, known) for name in names] or [known[kind.difficulty(known).argmax()]]
+    tasks = list(dict.fromkeys(tuple(task.tolist()) for task in named))
+    keys = [f"{'-'.join(map(str, task))}.{seed}.{time}" for task in tasks for time in range(times)]
+    return play_all(run, np.repeat(np.array(tasks), times, axis=0), keys, settings, facts)
 
 
 def task_named(name: str, known: np.ndarray) -> np.ndarray:
