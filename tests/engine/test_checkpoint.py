@@ -11,8 +11,8 @@ from contracts.errors import SlipwayError
 from engine.checkpoint import Checkpoints
 
 
-def _saved(folder: Path, *steps: int, fingerprint: str = "one") -> Checkpoints:
-    checkpoints = Checkpoints(folder, fingerprint=fingerprint)
+def _saved(folder: Path, *steps: int, fingerprint: str = "one", keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder, fingerprint=fingerprint, keep=keep)
     for step in steps:
         checkpoints.save(step, {"weights": torch.full((3,), float(step)), "step": step})
         checkpoints.wait()
@@ -82,10 +82,13 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     assert step == 1
 
 
-def test_a_failed_write_is_reported_and_the_old_one_stays(tmp_path: Path) -> None:
-    checkpoints = _saved(tmp_path, 1)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_failed_write_is_reported_and_the_old_ones_stay(tmp_path: Path, keep: int) -> None:
+    """As many as are kept: none of them goes before the new one is there."""
+    steps = list(range(1, keep + 1))
+    checkpoints = _saved(tmp_path, *steps, keep=keep)
     (tmp_path / "step-000000003").write_text("in the way")
     checkpoints.save(3, {"step": 3})
     with pytest.raises(OSError, match="step-000000003"):
         checkpoints.wait()
-    assert [found.step for found in checkpoints.found()] == [1]
+    assert [found.step for found in checkpoints.found()] == steps
