@@ -18,7 +18,7 @@ from workloads.algorithm_distillation.histories import INDEX, is_whole, write_pa
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, empty
 from workloads.algorithm_distillation.settings import HistoryDownload
 from workloads.algorithm_distillation.sources import TOGETHER, source_named
-from workloads.algorithm_distillation.sources.source import Source
+from workloads.algorithm_distillation.sources.source import ANYTHING, Source
 
 # Learners at once: their tables fit into a cache, and an interrupted collection loses little.
 PART = 1024
@@ -60,7 +60,7 @@ def parts_of(settings: HistoryDownload, *, num_tasks: int) -> list[np.ndarray]:
 def learn(source: Source, rooms: Room, rng: np.random.Generator, *, episodes: int, noise: float) -> np.ndarray:
     """Let a source learn for so many episodes; gives its histories, uint8 [rooms, episodes, horizon + 1, 4].
 
-    A share `noise` of the steps is made at random instead, and marked.
+    A share `noise` of the steps is made at random instead, and marked, as are those that the source leaves to chance.
     """
     histories = empty(rooms.num, episodes=episodes, horizon=rooms.horizon)
     for episode in range(episodes):
@@ -70,6 +70,7 @@ def learn(source: Source, rooms: Room, rng: np.random.Generator, *, episodes: in
         for step in range(rooms.horizon):
             at_random = rng.random(rooms.num) < noise
             wanted = source.act(places, stages, left=rooms.horizon - step)
+            at_random |= wanted == ANYTHING
             actions = np.where(at_random, rng.integers(NUM_ACTIONS, size=rooms.num), wanted)
             reached, rewards = rooms.step(actions)
             source.see(places, stages, actions, rewards, reached)

@@ -40,7 +40,9 @@ class DistillationObjective(nn.Module):
         found = {"accuracy": right.sum() / there.sum()}
         if size := self.learner.window:
             windows = zip(right.split(size, 1), there.split(size, 1), strict=True)
-            found |= {f"accuracy_depth_{depth}": own.sum() / num.sum() for depth, (own, num) in enumerate(windows)}
+            found |= {
+                f"accuracy_depth_{depth}": own.sum() / num.sum().clamp(min=1) for depth, (own, num) in enumerate(windows)
+            }
         return found
 
 

@@ -60,14 +60,14 @@ class Quality:
     @property
     def findings(self) -> list[str]:
         """What a user should know, a sentence each."""
-        first, last = self.entropy[0], self.entropy[-1]
+        first, last = (
+            "no step is meant" if math.isnan(one) else f"{one:.2f}" for one in (self.entropy[0], self.entropy[-1])
+        )
         found = [
             f"return, as a share of the optimum: {self.returns[0]:.2f} in the first episode, {self.returns[-1]:.2f} in the last",
-            f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {first:.2f} in the first episode, {last:.2f} in the last",
+            f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {first} in the first episode, {last} in the last",
             f"{self.rewarded:.0%} of the histories are ever rewarded; of those, {self.seen:.0%} show episodes without any reward before",
         ]
-        if math.isnan(last):
-            del found[1]
         return found + [f"warning: {one}" for one in self.warnings]
 
     @property

@@ -13,6 +13,7 @@ from contracts.errors import SlipwayError
 from workloads.algorithm_distillation import collecting
 from workloads.algorithm_distillation.collecting import collect, learn
 from workloads.algorithm_distillation.environments import ENVIRONMENTS, Darkroom
+from workloads.algorithm_distillation.environments.room import DISTANCE
 from workloads.algorithm_distillation.histories import Histories
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, returns
 from workloads.algorithm_distillation.settings import HistoryDownload
@@ -70,6 +71,16 @@ def test_random_steps_are_marked_and_as_many_as_asked_for() -> None:
     histories = learnt("darkroom", "explorer", some_tasks("darkroom", 200), episodes=5, noise=0.1)
     assert histories[:, :, :-1, RANDOM].mean() == pytest.approx(0.1, abs=0.01)
     assert not histories[:, :, -1, RANDOM].any()
+
+
+def test_the_noisy_optimum_marks_its_own_random_steps_and_means_none_but_good_ones() -> None:
+    tasks = some_tasks("darkroom", 200)
+    moments = learnt("darkroom", "noisy_optimum", tasks, episodes=5)
+    shares = moments[:, :, :-1, RANDOM].mean((0, 2))
+    assert shares == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=0.03)
+    left = DISTANCE[moments[..., PLACE], Darkroom.targets(tasks)[:, :, None]]
+    nearer = (left[:, :, 1:] < left[:, :, :-1]) | (left[:, :, 1:] == 0)
+    assert nearer[moments[:, :, :-1, RANDOM] == 0].all() and not nearer.all()
 
 
 def test_a_history_tells_what_really_happened() -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cli.use import preset_file
 from contracts.errors import SlipwayError
+from contracts.settings import read_params, validate
 from contracts.workload import Arrays, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
 from tasks.export import describe_graph, write_onnx
+from tests.conftest import ROOT
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.moments import ACTION, returns
@@ -200,6 +204,16 @@ def test_a_few_steps_of_training_teach_it_something(tiny: Tiny) -> None:
         optimizer.step()
         first = first if first is not None else float(loss.detach())
     assert float(objective(batch)["loss"].detach()) < 0.75 * (first or 0.0)
+
+
+@pytest.mark.parametrize(("preset", "told"), [("default", "plain, 156k"), ("compressed", "259k"), ("2m", "2.0M")])
+def test_the_guide_tells_how_many_parameters_a_preset_has(tiny: Tiny, preset: str, told: str) -> None:
+    name = "algorithm_distillation"
+    settings = validate(DistillationSettings, read_params(preset_file(name, preset)), where=preset)
+    num = sum(value.numel() for value in build(settings, tiny.facts).parameters())
+    assert told.endswith(f"{num / 1e6:.1f}M" if num > 1e6 else f"{num / 1e3:.0f}k")
+    guide = (ROOT / "docs" / "workloads" / f"{name}.md").read_text(encoding="utf-8")
+    assert re.search(rf"`{preset}` \([^)]*{re.escape(told)}", guide)
 
 
 def test_saved_weights_open_again_without_code_in_them(tiny: Tiny, tmp_path: Path) -> None:

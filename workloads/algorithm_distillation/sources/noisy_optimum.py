@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, Room, move_towards
+from workloads.algorithm_distillation.environments.room import Room, move_towards
+from workloads.algorithm_distillation.sources.source import ANYTHING
 
 
 class NoisyOptimum:
@@ -21,8 +22,7 @@ class NoisyOptimum:
 
     def act(self, places: np.ndarray, stages: np.ndarray, *, left: int) -> np.ndarray:
         best = self.actions[self.rows, move_towards(places, self.targets[self.rows, stages], self.rng)]
-        by_chance = self.rng.random(len(places)) < self.noise
-        return np.where(by_chance, self.rng.integers(NUM_ACTIONS, size=len(places)), best)
+        return np.where(self.rng.random(len(places)) < self.noise, ANYTHING, best)
 
     def see(
         self, places: np.ndarray, stages: np.ndarray, actions: np.ndarray, rewards: np.ndarray, reached: np.ndarray

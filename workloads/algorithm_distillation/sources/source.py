@@ -8,6 +8,9 @@ import numpy as np
 
 from workloads.algorithm_distillation.environments.room import Room
 
+# What an algorithm wants to do where it leaves that to chance.
+ANYTHING = -1
+
 
 class Source(Protocol):
     """So many learners at once, each with a task of its own that it does not know."""
@@ -18,7 +21,8 @@ class Source(Protocol):
         ...
 
     def act(self, places: np.ndarray, stages: np.ndarray, *, left: int) -> np.ndarray:
-        """What each learner wants to do, int64 [learners], on these cells and in these stages, with `left` steps to go."""
+        """What each learner wants to do, int64 [learners], on these cells and in these stages, with `left` steps to go; ANYTHING
+        for a step that is to be made at random, and marked as such."""
         ...
 
     def see(
