@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.use import preset_file
 from contracts.errors import SlipwayError
 from contracts.raw import RawInput
+from contracts.settings import read_params, validate
 from contracts.workload import Run, Scores
 from engine.torch_runtime import torch_run
+from tasks.publishing.release import beyond_limits
 from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.objective import build
 from workloads.algorithm_distillation.predicting import predict, read_tasks
 from workloads.algorithm_distillation.scoring import METRIC, score
-from workloads.algorithm_distillation.settings import RolloutEvaluate
+from workloads.algorithm_distillation.settings import DistillationSettings, RolloutEvaluate
 
 from .conftest import Tiny
 
@@ -70,6 +73,15 @@ def test_where_all_rollouts_are_equal_the_band_is_a_line() -> None:
 
 def test_that_the_sources_returns_contain_its_random_steps_is_said() -> None:
     assert "made at random" in played(3).meanings["source"] and "the model makes none" in played(3).meanings["source"]
+
+
+@pytest.mark.parametrize(("preset", "refused"), [("default", True), ("small", False)])
+def test_what_does_not_learn_in_context_ships_with_the_preset_small_alone(preset: str, refused: bool) -> None:
+    values = read_params(preset_file("algorithm_distillation", preset))
+    limits = validate(DistillationSettings, values, where=preset).publish
+    lost, learnt = (score([rollout("a", [0, level, level], 100)], RolloutEvaluate(last=2)).metrics for level in (50, 95))
+    assert bool(list(beyond_limits(lost, limits))) == refused
+    assert not list(beyond_limits(learnt, limits))
 
 
 def test_no_rollouts_score_nothing() -> None:
