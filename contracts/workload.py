@@ -184,7 +184,7 @@ class Workload(Protocol):
 
     def facts(self, raw: Path, records: Records, settings: Any) -> dict[str, Any]:
         """What the later stages must know of the data; written as JSON. `comparable` may name those of them that another model's
-        must equal, or it is not scored beside one's own."""
+        must equal, or it is not scored beside one's own; `findings`, a sentence each, are shown in the report."""
         ...
 
     def prepare(self, records: Records, settings: Any, facts: Facts, folder: Path) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def _write(workload: Workload, settings: Settings, raw: Path, partial: Path, tal
         "objects": dict(facts.get("objects", {})),
         "rejected": tally.summary(),
         "near_duplicates": _summary_of(alike, len(tally.likenesses)),
+        **({"findings": facts["findings"]} if "findings" in facts else {}),
     }
     write_json(partial / "summary.json", summary)
     return summary

@@ -85,7 +85,8 @@ def facts(raw: Path, records: Records) -> dict[str, Any]:
     for part in histories.index["parts"]:
         digest.update(np.ascontiguousarray(histories.array(part)).data)
     told = {name: histories.index[name] for name in ("environment", "source", "episodes", "noise")}
-    return {**told, "histories": digest.hexdigest(), "held_out": held_out(records), "comparable": COMPARABLE}
+    told |= {"histories": digest.hexdigest(), "held_out": held_out(records)}
+    return {**told, "comparable": COMPARABLE, "findings": found.findings}
 
 
 def held_out(records: Records) -> str:

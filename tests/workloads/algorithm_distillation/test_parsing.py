@@ -13,10 +13,13 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, write_records
+from tasks import parse as stage
+from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
 from workloads.algorithm_distillation.parsing import COMPARABLE, held_out, parse, schema
+from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryParse
 from workloads.algorithm_distillation.splitting import split_tasks
 from workloads.algorithm_distillation.tokens import IGNORED, NOWHERE, Vocabulary, labels_of, tokens_of
@@ -99,6 +102,12 @@ def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
         assert torch.equal(batch["tokens"][row], torch.from_numpy(own))
         rewarded = batch["tokens"][row][:, 4].numpy() % 2 == 1
         assert rewarded.sum() == sum(train[index].targets["returns"])
+
+
+def test_what_the_source_shows_stands_in_the_summary_that_the_report_shows(tiny: Tiny, tmp_path: Path) -> None:
+    summary = stage.parse(WORKLOAD, tiny.settings, tiny.raw, tmp_path / "parse", processes=1)
+    assert summary["findings"] == look(tiny.records).findings and len(summary["findings"]) == 3
+    assert json.loads((tmp_path / "parse" / "summary.json").read_text())["findings"] == summary["findings"]
 
 
 def test_models_compare_where_environment_episodes_and_held_out_tasks_agree(tiny: Tiny, tmp_path: Path) -> None:
