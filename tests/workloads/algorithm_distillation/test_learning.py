@@ -13,7 +13,7 @@ import torch
 
 from cli.use import preset_file
 from contracts.errors import SlipwayError
-from contracts.settings import read_params, validate
+from contracts.settings import read_params
 from contracts.workload import Arrays, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
@@ -209,7 +209,7 @@ def test_a_few_steps_of_training_teach_it_something(tiny: Tiny) -> None:
 @pytest.mark.parametrize(("preset", "told"), [("default", "plain, 156k"), ("compressed", "259k"), ("2m", "2.0M")])
 def test_the_guide_tells_how_many_parameters_a_preset_has(tiny: Tiny, preset: str, told: str) -> None:
     name = "algorithm_distillation"
-    settings = validate(DistillationSettings, read_params(preset_file(name, preset)), where=preset)
+    settings = DistillationSettings.model_validate(read_params(preset_file(name, preset)))
     num = sum(value.numel() for value in build(settings, tiny.facts).parameters())
     assert told.endswith(f"{num / 1e6:.1f}M" if num > 1e6 else f"{num / 1e3:.0f}k")
     guide = (ROOT / "docs" / "workloads" / f"{name}.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, write_records
+from contracts.workload import load
 from tasks import parse as stage
-from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
@@ -105,7 +105,7 @@ def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
 
 
 def test_what_the_source_shows_stands_in_the_summary_that_the_report_shows(tiny: Tiny, tmp_path: Path) -> None:
-    summary = stage.parse(WORKLOAD, tiny.settings, tiny.raw, tmp_path / "parse", processes=1)
+    summary = stage.parse(load("algorithm_distillation"), tiny.settings, tiny.raw, tmp_path / "parse", processes=1)
     assert summary["findings"] == look(tiny.records).findings and len(summary["findings"]) == 3
     assert json.loads((tmp_path / "parse" / "summary.json").read_text())["findings"] == summary["findings"]
 

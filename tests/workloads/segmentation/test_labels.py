@@ -360,6 +360,7 @@ def test_facts_keep_the_order_that_the_files_declare(tmp_path: Path) -> None:
     found = facts(raw, Records.open(tmp_path / "parsed", root=raw), settings)
     assert found == {
         "classes": ["mast", "cross_arm"],
+        "comparable": ["classes"],
         "num_records": 1,
         "counts": counts,
         "objects": {"mast": 0, "cross_arm": 1},
