@@ -65,13 +65,16 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     assert "up to date" in _said(project, *readme_command(".venv/bin/dvc repro"))
     assert (project / "dvc.lock").read_bytes() == lock
 
-    assert "data/evaluate" in _said(project, *readme_command(".venv/bin/dvc metrics show"))
     _said(project, *readme_command(".venv/bin/dvc plots show"))
     page = (project / "dvc_plots" / "index.html").read_text(encoding="utf-8")
     assert f"Validation of {name}" in page and f'"field": "{load(name).metric.name}"' in page
-    _said(project, *readme_command(".venv/bin/dvc push"))
-    assert any((project / ".slipway" / "remote" / "files").rglob("*"))
-    assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
+    if name == "segmentation":
+        assert "data/evaluate" in _said(project, *readme_command(".venv/bin/dvc metrics show"))
+        _said(project, *readme_command(".venv/bin/dvc push"))
+        assert any((project / ".slipway" / "remote" / "files").rglob("*"))
+        assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
+    else:  # tests/tasks/test_preflight.py does it with segmentation
+        assert "checked in" in _said(project, slipway, "preflight", name)
 
     raw = project / "data" / "download" / name / "raw"
     picture = next(path for path in raw.rglob("*") if path.suffix in load(name).raw.suffixes)
