@@ -92,7 +92,7 @@ def test_an_encoder_that_sees_any_shape_is_refused_in_words(tmp_path: Path) -> N
     from transformers import Siglip2VisionConfig
 
     bases = write_bases(tmp_path)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     Siglip2VisionConfig(**sizes).save_pretrained(tmp_path / "encoder")
     with pytest.raises(SlipwayError, match=r"prepare.encoder .* is a SigLIP 2 of the kind NaFlex.*siglip2-base-patch16-224"):
         describe(CaptioningPrepare.model_validate(bases), tmp_path)

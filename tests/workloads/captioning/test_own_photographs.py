@@ -50,6 +50,9 @@ def test_one_s_own_photographs_go_through_every_stage(
     use("captioning", "small")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params["captioning"]["download"]["sources"] = [str(tmp_path / "photographs")]
+    params["captioning"]["prepare"]["base_steps"] = {"vision": 2, "language": 10}  # the rest is for the sake of the minutes
+    params["captioning"]["train"]["epochs"] = 2
+    params["captioning"]["plan"] = {"backend": "single"}
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for stage in STAGES[:-1]:
         importlib.import_module(f"tasks.{stage}").run("captioning")
