@@ -15,9 +15,8 @@ from workloads.algorithm_distillation.environments.room import NEXT, NUM_ACTIONS
 from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD, empty
 
 NAME = re.compile(r"history_(?P<environment>.+)_(?P<source>[^_]+)_alg-seed(?P<seed>\d+)\.(hdf5|h5)$")
-FIELDS = ("states", "actions", "rewards", "next_states", "dones")
-# How many values, from 0 on, each field may have.
-NUM_VALUES = {"states": SIZE, "next_states": SIZE, "actions": NUM_ACTIONS, "rewards": Darkroom.num_rewards}
+# The fields of a group, and how many values, from 0 on, each may have.
+NUM_VALUES = {"states": SIZE, "actions": NUM_ACTIONS, "rewards": Darkroom.num_rewards, "next_states": SIZE, "dones": 2}
 
 
 def files(folder: Path) -> list[Path]:
@@ -102,43 +101,48 @@ def array_of(path: Path, group: str) -> np.ndarray:
     Raises:
         ValueError: when fields are missing, of other shapes, out of range, or do not tell what happens in Darkroom.
     """
+    found = fields_of(path, group)
+    horizon = Darkroom.horizon
+    num, streams = len(found["actions"]) // horizon, found["actions"].shape[1]
+    by_episode = {
+        name: values[: num * horizon].reshape(num, horizon, streams).transpose(2, 0, 1) for name, values in found.items()
+    }
+    if not num or not by_episode["dones"][..., -1].all():
+        raise ValueError(f"its episodes do not end after {horizon} steps each")
+    places, actions = by_episode["states"], by_episode["actions"]
+    reached = NEXT[places, actions]
+    for name, told in (("next_states", by_episode["next_states"][..., :-1]), ("states", places[..., 1:])):
+        if (wrong := np.argwhere(told != reached[..., :-1])).size:
+            stream, episode, step = at = tuple(wrong[0].tolist())
+            raise ValueError(
+                f"its {name} are not where Darkroom's actions lead (+x, -x, +y, -y, stay): stream {stream}, episode {episode}, "
+                f"step {step}: from {coordinates(places[at]).tolist()} by action {actions[at]} to {coordinates(told[at]).tolist()}"
+            )
+    history = empty(streams, episodes=num, horizon=horizon)
+    history[:, :, 0, PLACE], history[:, :, 1:, PLACE] = places[..., 0], reached
+    history[:, :, :-1, ACTION], history[:, :, 1:, REWARD] = actions, by_episode["rewards"]
+    return history
+
+
+def fields_of(path: Path, group: str) -> dict[str, np.ndarray]:
+    """The fields of a group, int64 [steps, streams] each; places as the numbers of their cells.
+
+    Raises:
+        ValueError: when one is missing, of another shape, or holds what Darkroom does not have.
+    """
     import h5py
 
     with h5py.File(path) as file:
         stored: Any = file[group]
-        if missing := [name for name in FIELDS if name not in stored]:
+        if missing := [name for name in NUM_VALUES if name not in stored]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        found = {name: np.asarray(stored[name]) for name in FIELDS}
-    steps, horizon = found["actions"].shape, Darkroom.horizon
+        found = {name: np.asarray(stored[name]) for name in NUM_VALUES}
+    steps = found["actions"].shape
     for name, values in found.items():
-        wanted = (*steps, 2) if name in ("states", "next_states") else steps
-        if values.ndim != len(wanted) or len(steps) != 2 or values.shape != wanted:
+        if len(steps) != 2 or values.shape != ((*steps, 2) if name in ("states", "next_states") else steps):
             raise ValueError(f"its fields do not fit together: {name} are {list(values.shape)}, actions {list(steps)}")
-    for name, num in NUM_VALUES.items():
-        wrong = np.setdiff1d(found[name], np.arange(num))
+        wrong = np.setdiff1d(values, np.arange(NUM_VALUES[name]))
         if len(wrong):
             raise ValueError(f"it has {name} that Darkroom does not have: {wrong[0]}")
-    num = steps[0] // horizon
-    if not num or not found["dones"][: num * horizon].reshape(num, horizon, -1)[:, -1].all():
-        raise ValueError(f"its episodes do not end after {horizon} steps each")
-
-    def by_episode(name: str) -> np.ndarray:
-        """A field of [steps, streams] as [streams, episodes, horizon]; places as the numbers of their cells."""
-        values = found[name][: num * horizon].astype(np.int64)
-        values = cell(values[..., 0], values[..., 1]) if values.ndim == 3 else values
-        return values.reshape(num, horizon, -1).transpose(2, 0, 1)
-
-    places, actions = by_episode("states"), by_episode("actions")
-    reached = NEXT[places, actions]
-    for name, told in (("next_states", by_episode("next_states")[..., :-1]), ("states", places[..., 1:])):
-        if (wrong := np.argwhere(told != reached[..., :-1])).size:
-            stream, episode, step = wrong[0].tolist()
-            raise ValueError(
-                f"its {name} are not where Darkroom's actions lead (+x, -x, +y, -y, stay): stream {stream}, episode {episode}, "
-                f"step {step}: from {coordinates(places[stream, episode, step]).tolist()} by action {actions[stream, episode, step]} "
-                f"to {coordinates(told[stream, episode, step]).tolist()}"
-            )
-    history = empty(steps[1], episodes=num, horizon=horizon)
-    history[:, :, 0, PLACE], history[:, :, 1:, PLACE] = places[..., 0], reached
-    history[:, :, :-1, ACTION], history[:, :, 1:, REWARD] = actions, by_episode("rewards")
-    return history
+    whole = {name: values.astype(np.int64) for name, values in found.items()}
+    return {name: cell(values[..., 0], values[..., 1]) if values.ndim == 3 else values for name, values in whole.items()}
