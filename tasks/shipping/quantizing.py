@@ -178,10 +178,11 @@ def as_matrix_products(model: onnx.ModelProto) -> None:
     used = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
     kept = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
     used = {name for node in kept for name in node.input} | {one.name for one in graph.output}
-    constants = [one for one in graph.initializer if one.name in used]
-    del graph.node[:], graph.initializer[:]
+    del graph.node[:]
     graph.node.extend(kept)
-    graph.initializer.extend(constants)
+    for index in reversed(range(len(graph.initializer))):  # in their place: a copy of all would double the memory
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
 
 
 class Matrices:
