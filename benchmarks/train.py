@@ -23,12 +23,13 @@ from typing import Any
 import psutil
 import yaml
 
+from benchmarks.conditions import load_now, write_result
 from contracts.files import write_json
 from contracts.records import Record, Records, write_records
 from contracts.run import RunSpec
 from contracts.workload import ROOT, load, settings_of
 
-RESULT = Path(__file__).parent / "results" / "train.json"
+FASTER, BEHIND = 1.15, 0.01
 CORES = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     if options.only:
         train_ultralytics(Path(options.only))
         return
-    settings = settings_of("segmentation", ROOT / "params.yaml")
+    load_before, settings = load_now(), settings_of("segmentation", ROOT / "params.yaml")
     if options.epochs:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": options.epochs})})
     with tempfile.TemporaryDirectory() as name:
@@ -55,10 +56,17 @@ def main() -> None:
         for what in ("mask_map50_95", "mask_map50", "images_per_second")
     }
     ratio = statistics.median(row["slipway"]["images_per_second"] / row["ultralytics"]["images_per_second"] for row in rows)
-    write_json(
-        RESULT, {"cores": CORES, "epochs": settings.train.epochs, "speed_ratio_median": ratio, **summary, "runs": rows}
+    behind = summary["ultralytics_mask_map50_95_median"] - summary["slipway_mask_map50_95_median"]
+    write_result(
+        "train",
+        bar=f"images/s >= {FASTER:g} x Ultralytics' trainer, mask mAP50-95 on test not more than {BEHIND:g} lower, medians",
+        met=ratio >= FASTER and behind <= BEHIND,
+        load=load_before,
+        epochs=settings.train.epochs,
+        speed_ratio_median=ratio,
+        **summary,
+        runs=rows,
     )
-    print(RESULT.read_text())
 
 
 def prepare(folder: Path, settings: Any) -> tuple[Records, dict[str, Any]]:
