@@ -141,7 +141,7 @@ def _processor(facts: Facts, config: Any) -> Any:
     square = {"height": how["size"], "width": how["size"]}
     common = {"resample": how["resample"], "image_mean": how["mean"], "image_std": how["std"]}
     pictures = (
-        CLIPImageProcessor(size={"shortest_edge": how["size"]}, crop_size=square, **common)
+        CLIPImageProcessor(size={"shortest_edge": how["resize"]}, crop_size=square, **common)
         if how["crop"]
         else SiglipImageProcessor(size=square, **common)
     )
