@@ -46,3 +46,15 @@ def test_every_link_of_the_readme_leads_to_a_file() -> None:
     links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", text)
     assert links
     assert [path for path in links if not (ROOT / path).exists()] == []
+
+
+def test_every_test_that_the_docs_name_exists() -> None:
+    named = [
+        place
+        for page in (ROOT / "docs").rglob("*.md")
+        for place in re.findall(r"`([\w/]+\.py::test_\w+)`", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 20
+    for place in named:
+        file, test = place.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), place
