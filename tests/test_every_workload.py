@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from contracts.workload import ROOT, load, names
 from engine.normalization import KINDS
 from tests.readme import readme_command
-from tests.workloads.captioning.test_opening import lines_of
+from tests.workloads.captioning.test_opening import PAGE, said_by_the_lines_of
 
 
 def _copy_of_the_project(target: Path) -> Path:
@@ -88,9 +87,7 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))
         assert json.loads((project / "captions.jsonl").read_text())["caption"]
         shutil.copy2(picture, project / "picture.png")
-        lines = lines_of((ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8"))
-        said = _said(project, sys.executable, "-W", "ignore", "-c", lines).splitlines()
-        merged, adapted = (line for line in said if line and not line.startswith("Loading weights"))
+        merged, adapted = said_by_the_lines_of(PAGE.read_text(encoding="utf-8"), project)
         assert merged == adapted, "the captions of the published folder by transformers and by peft"
     if name == "algorithm_distillation":
         _said(project, *readme_command(".venv/bin/slipway rollout 0,8"))

@@ -27,11 +27,27 @@ from workloads.captioning.settings import CaptioningPrepare
 from workloads.captioning.words import Words
 
 COMMIT = "0123456789" * 4
+PAGE = ROOT / "docs" / "workloads" / "captioning.md"
 
 
 def lines_of(page: str) -> str:
     """The Python that a page shows."""
     return "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+
+
+def said_by_the_lines_of(page: str, folder: Path) -> list[str]:
+    """What the Python that a page shows prints in a folder, where nothing of this project can be imported."""
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", lines_of(page)],
+        cwd=folder,
+        env={**alone, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def on_the_hub(facts: dict[str, Any]) -> dict[str, Any]:
@@ -60,28 +76,18 @@ def test_the_documented_lines_say_the_merged_models_caption_in_a_folder_that_was
     (made / "model").rename(elsewhere / "registry" / "captioning" / "v1")
     made.rename(tmp_path / "gone")
     Image.fromarray(image).save(elsewhere / "picture.png")
-    shown = lines_of((ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8"))
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", shown],
-        cwd=elsewhere,
-        env={**alone, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    merged, adapted = done.stdout.splitlines()
+    page = PAGE.read_text(encoding="utf-8")
+    merged, adapted = said_by_the_lines_of(page, elsewhere)
     caption = Words(facts["tokenizer"]).text(tokens)
     assert caption and merged.strip() == adapted.strip() == caption
-    assert "trust_remote_code" not in shown
+    assert "trust_remote_code" not in page
 
 
 def test_the_card_and_the_workloads_page_show_the_same_lines(tiny: Tiny) -> None:
     def but_for_the_folder(page: str) -> list[str]:
         return [line for line in lines_of(page).splitlines() if not line.startswith("folder = ")]
 
-    page = (ROOT / "docs" / "workloads" / "captioning.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     told = card(tiny.settings, tiny.facts).use
     assert but_for_the_folder(told) == but_for_the_folder(page)
     assert 'folder = "."' in told and len(re.findall("^```python", told, re.MULTILINE)) == 2
