@@ -131,11 +131,13 @@ def dynamic_int8(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet_quantizer(), tempfile.TemporaryDirectory() as scratch:
-        model = onnx.load(prepare(source, Path(scratch) / "prepared.onnx"))
+        prepared = prepare(source, Path(scratch) / "prepared.onnx")
+        model = onnx.load(prepared, load_external_data=False)
         # The quantizer turns Gemm into MatMul with the weights transposed, and would stumble over the shapes of before.
         del model.graph.value_info[:]
+        onnx.save(model, prepared)
         quantized = Path(scratch) / "quantized.onnx"
-        quantize_dynamic(model, quantized, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=True)
+        quantize_dynamic(prepared, quantized, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=True)
         write_model(onnx.load(quantized), target)
 
 
@@ -211,7 +213,7 @@ class Matrices:
 
 
 def prepare(source: Path, target: Path) -> Path:
-    """A copy with constants folded, shapes inferred and every node named, as the quantizer wants it.
+    """A copy with constants folded, shapes inferred and every node named, as the quantizer wants it, its weights beside it.
 
     Symbolic shape inference is left out: it does not finish on graphs with a dynamic batch.
     """
@@ -226,10 +228,10 @@ def prepare(source: Path, target: Path) -> Path:
         all_tensors_to_one_file=True,
         external_data_location=data_of(target).name,
     )
-    model = onnx.load(target)
+    model = onnx.load(target, load_external_data=False)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
-    write_model(model, target)
+    onnx.save(model, target)
     return target
 
 
