@@ -112,7 +112,7 @@ def test_a_disk_without_room_for_the_features_is_refused_before_a_picture_is_enc
         monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=num))
 
     def prepare() -> dict[str, Any]:
-        return load("captioning").prepare(tiny.records, tiny.settings, {}, tmp_path)
+        return load("captioning").prepare(tiny.records, tiny.settings, {"embedded": True}, tmp_path)
 
     free(new * size - 1)
     with pytest.raises(
