@@ -41,7 +41,7 @@ Time = Callable[[RunSpec, int], "Trial"]
 FOLDER = Path(".slipway") / "plans"
 PACKAGES = ("torch", "accelerate", "deepspeed")
 NOTHING_TO_PROBE = (
-    "memory: nothing to probe, as training runs on the CPU, where one ghost batch at a time is as fast as more"
+    "memory: nothing to probe, as training runs on the CPU, where micro-batches of a few samples are as fast as larger ones"
 )
 
 

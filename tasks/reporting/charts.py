@@ -25,6 +25,8 @@ COLOURS = (ACCENT, "#e07b39", "#2a9d78", "#c4518c", "#8b6fd6", "#b08d1e", "#2f9f
 MAX_LEGEND = 12
 MAX_NUMBERS = 14
 MAX_LABELS = 40
+# Below the bars of a chart, in one line.
+MAX_LETTERS = 60
 
 
 def draw(chart: Chart, *, height: float = 3.2) -> str:
@@ -120,7 +122,12 @@ def draw_bars(axes: Axes, chart: Chart) -> None:
     for number, (name, (x, y)) in enumerate(chart.lines.items()):
         places = np.arange(len(x)) + (number - (len(chart.lines) - 1) / 2) * width
         axes.bar(places, list(y), width * 0.92, color=COLOURS[number % len(COLOURS)], label=shown(name))
-        axes.set_xticks(np.arange(len(x)), list(chart.labels) or [f"{value:g}" for value in x])
+        labels = list(chart.labels) or [f"{value:g}" for value in x]
+        crowded = sum(map(len, labels)) > MAX_LETTERS
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(np.arange(len(x)), labels, **turned)
+    if not any(value for _, y in chart.lines.values() for value in y):
+        axes.set_ylim(0, 1)
     axes.grid(visible=False, axis="x")
     if len(chart.lines) > 1:
         axes.legend(fontsize=8)

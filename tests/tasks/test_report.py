@@ -15,7 +15,7 @@ from PIL import Image
 from contracts.files import read_json, write_json
 from contracts.workload import Chart
 from tasks import report
-from tasks.reporting.charts import draw
+from tasks.reporting.charts import draw, plotted
 from tasks.reporting.findings import kind_of, read_quarantine, training_charts
 from tests.tasks.digit_workload import NAME
 
@@ -275,3 +275,12 @@ def test_quarantined_rows_are_counted_by_kind_of_reason(tmp_path: Path) -> None:
 )
 def test_measurements_have_names_for_people(name: str, title: str) -> None:
     assert report.humane(name) == title
+
+
+def test_long_names_below_bars_are_turned_and_bars_of_nothing_stand_on_the_ground() -> None:
+    names = ["gender", "race and ethnicity", "nationality", "religion", "disability", "age", "sexual orientation"]
+    figure = plotted(Chart("", "bars", "group", "share", {"found": (range(7), [0.0] * 7)}, labels=names), 3.2)
+    axes = figure.axes[0]
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {30.0} and axes.get_ylim()[0] == 0
+    few = plotted(Chart("", "bars", "group", "share", {"found": (range(3), [1, 2, 3])}, labels=names[:3]), 3.2)
+    assert {label.get_rotation() for label in few.axes[0].get_xticklabels()} == {0.0}
