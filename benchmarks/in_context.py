@@ -157,6 +157,7 @@ def reached(project: Path, core: int) -> dict[str, Any]:
     metrics, tasks = read_json(evaluated / "metrics.json"), read_json(evaluated / "details" / "scores.json")["rows"]
     least = min(row["optimum"] for row in tasks)
     hardest = mean(row["return_of_optimum"] for row in tasks if row["optimum"] == least)
+    metrics["return_of_source"] = metrics.pop("source")
     return {**metrics, "hardest": hardest, "tasks": {row["task"]: row["return_of_optimum"] for row in tasks}}
 
 
