@@ -21,12 +21,12 @@ from contracts.records import Records
 from contracts.run import RunSpec
 from contracts.workload import Arrays
 from engine.beacon import collective, mark
-from engine.feeding import moved
+from engine.feeding import Batch, Drawn, moved
 from engine.lesson import Lesson, has_fallen
 from engine.loop import Loop
 from engine.memory import is_out_of_memory, peak_bytes
 from engine.parts import load_weights
-from engine.rehearsal import Batch, Drawn, Look, Rehearsal, num_bytes
+from engine.rehearsal import Look, Rehearsal, num_bytes
 from engine.stream import Sample, Stream
 from engine.torch_runtime import torch_run
 from engine.weights import rebuilt, save_weights

@@ -20,8 +20,9 @@ from engine.beacon import reading, start_worker
 from engine.randomness import generator
 from engine.stream import Sample, Stream
 
+Batch = dict[str, Any]
 # A micro-batch, and which samples it is made of.
-Drawn = tuple[list[Sample], dict[str, Any]]
+Drawn = tuple[list[Sample], Batch]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch import nn
 from contracts.plan import Plan
 from contracts.run import RunSpec
 from engine.beacon import mark
-from engine.feeding import moved
+from engine.feeding import Batch, moved
 from engine.parts import what_trains
 from engine.planning import largest_divisor
 from engine.randomness import key
-from engine.rehearsal import Batch, Rehearsal
+from engine.rehearsal import Rehearsal
 
 # Different micro-batches in it, and samples in each: few, because it has to fit beside the run itself.
 NUM_BATCHES, NUM_SAMPLES = 3, 16

@@ -14,15 +14,11 @@ import torch
 
 from contracts.run import RunSpec
 from engine.beacon import collective
-from engine.feeding import moved
+from engine.feeding import Batch, Drawn, moved
 from engine.loop import Loop
 from engine.memory import is_out_of_memory, release
 from engine.normalization import statistics_paused
 from engine.randomness import key
-from engine.stream import Sample
-
-Batch = dict[str, Any]
-Drawn = tuple[list[Sample], Batch]
 
 TIMED_STEPS, TIMED_RECORDS = 4, 4
 IGNORED = -100  # the label that torch's losses leave out

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.loading import loaded
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {
     "torch",
@@ -23,14 +25,6 @@ HEAVY = {
     "fastapi",
     "uvicorn",
 }
-
-
-def loaded(code: str) -> set[str]:
-    """The top-level modules that are loaded in a new process after `code`."""
-    program = f"{code}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
 
 
 def modules(room: str) -> list[str]:

@@ -70,8 +70,13 @@ class Ddp(Single):
             return lambda: self.sum(numbers)
         flat = self._flat_gradients()
         if self.plan.compress_gradients:
-            arriving = self._send(flat, torch.cat(flat).bfloat16())
-            return lambda: (arriving(), self.sum(numbers))[1]
+            halves = self._send(flat, torch.cat(flat).bfloat16())
+
+            def arrived() -> torch.Tensor:
+                halves()
+                return self.sum(numbers)
+
+            return arrived
         arriving = self._send(flat, torch.cat([*flat, numbers.to(self.device)]))
         return lambda: arriving()[-len(numbers) :]
 

@@ -55,7 +55,6 @@ class Captioning:
         from workloads.captioning.base import captions_of
         from workloads.captioning.bases import describe, not_pretrained
         from workloads.captioning.features import Features
-        from workloads.captioning.room import check_room
 
         captions = None if facts["embedded"] else captions_of(records.split("train"))
         found = describe(settings.prepare, folder, captions=captions)
@@ -63,7 +62,6 @@ class Captioning:
             print(f"warning: {warning}", file=sys.stderr)
         if settings.prepare.features:
             features = Features.of(found, folder)
-            check_room(features, records)
             new = features.compute(records, found, batch_size=settings.prepare.batch_size)
             print(f"features of {len(features):,} pictures, {new:,} of them new")
             found["features"] = features.moments(records.split("train"))

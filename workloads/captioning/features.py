@@ -19,6 +19,7 @@ from contracts.records import Records
 from contracts.workload import Facts
 from workloads.captioning import pictures
 from workloads.captioning.bases import num_features
+from workloads.captioning.room import check_room
 from workloads.captioning.seeing import normalized, sized
 
 NUM_FOR_MOMENTS = 256
@@ -95,13 +96,19 @@ class Features:
         return {"mean": rows.mean(0).tolist(), "std": np.maximum(rows.std(0), 1e-4).tolist()}
 
     def compute(self, records: Records, facts: Facts, *, batch_size: int) -> int:
-        """Write a part with the pictures of `records` that have no features yet; gives their number."""
+        """Write a part with the pictures of `records` that have no features yet; gives their number.
+
+        Raises:
+            SlipwayError: when the disk has no room for them.
+        """
         wanted = {str(record.inputs["sha256"]): index for index, record in enumerate(records)}
         missing = [(sha256, index) for sha256, index in wanted.items() if sha256 not in self]
         if not missing:
             return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
         numbers, names = self.folder / "writing.f16", self.folder / "writing.txt"
+        written = numbers.stat().st_size if numbers.exists() else 0
+        check_room(self.folder, num=len(missing), shape=self.shape, needed=len(missing) * self._row_size - written)
+        self.folder.mkdir(parents=True, exist_ok=True)
         done = self._resumed(numbers, names)
         rest = [(sha256, index) for sha256, index in missing if sha256 not in done]
         with (
