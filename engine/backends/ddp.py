@@ -23,6 +23,8 @@ from engine.planning import process_group
 
 # Longer than a hang may last before the launcher ends the run and says which rank is guilty.
 TIMEOUT_FACTOR = 2
+# Elements of the gradients that are dealt with together.
+PIECE = 1 << 16
 # Newer versions of torch have another name for the option.
 BUFFERS = next(
     name
@@ -41,6 +43,7 @@ class Ddp(Single):
         self.join(plan)
         super().__init__(plan)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._means: torch.Tensor | None = None
         if plan.device == "cuda":
             self.device = torch.device("cuda", local)
 
@@ -68,28 +71,37 @@ class Ddp(Single):
         """A gradient that only some ranks have counts as zero elsewhere."""
         if not gradients:
             return lambda: self.sum(numbers)
-        flat = self._flat_gradients()
+        rows = self._rows()
+        count = sum(map(len, rows))
         if self.plan.compress_gradients:
-            halves = self._send(flat, torch.cat(flat).bfloat16())
+            halves = self._send(torch.cat(rows).bfloat16())
 
             def arrived() -> torch.Tensor:
-                halves()
+                self._take(halves())
                 return self.sum(numbers)
 
             return arrived
-        arriving = self._send(flat, torch.cat([*flat, numbers.to(self.device)]))
-        return lambda: arriving()[-len(numbers) :]
+        together = self._send(torch.cat([*rows, numbers.to(self.device)]))
 
-    def _flat_gradients(self) -> list[torch.Tensor]:
+        def arrived_together() -> torch.Tensor:
+            message = together()
+            self._take(message[:count])
+            return message[count:]
+
+        return arrived_together
+
+    def _rows(self) -> list[torch.Tensor]:
         """Each parameter's gradient as one row in the order of its memory, which is that of the parameter on every rank."""
-        for value in self.parameters:
-            if value.requires_grad and value.grad is None:
+        for value in self._trained():
+            if value.grad is None:
                 value.grad = torch.zeros_like(value)
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
-        return [value.as_strided((value.numel(),), (1,)) for value in gradients]
+        return [value.grad.as_strided((value.numel(),), (1,)) for value in self._trained() if value.grad is not None]
 
-    def _send(self, flat: list[torch.Tensor], message: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Send the gradients, which are the beginning of `message`; the wait overwrites them by the mean, and gives all the sums."""
+    def _trained(self) -> list[torch.Tensor]:
+        return [value for value in self.parameters if value.requires_grad]
+
+    def _send(self, message: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Send a message [n]; the wait gives the sum over the ranks, in its place."""
         sending = dist.all_reduce(message, async_op=True)
 
         def arrived() -> torch.Tensor:
@@ -97,12 +109,24 @@ class Ddp(Single):
                 sending.wait()
                 if message.is_cuda:  # the wait itself, so that it is seen where it is
                     torch.cuda.current_stream().synchronize()
-            lengths = [len(value) for value in flat]
-            means = message[: sum(lengths)].float() / self.ranks
-            torch._foreach_copy_(flat, means.split(lengths))  # pyright: ignore[reportPrivateImportUsage]
             return message
 
         return arrived
+
+    def _take(self, sums: torch.Tensor) -> None:
+        """Let the gradients be their means over the ranks, whose `sums` [elements] are given: all views of one tensor now."""
+        self._means = sums.float().div_(self.ranks)
+        trained = self._trained()
+        for value, row in zip(trained, self._means.split([value.numel() for value in trained]), strict=True):
+            value.grad = row.as_strided(value.shape, value.stride())
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Few and large ones, yet not so large that adding up their squares in fp32 loses digits."""
+        return super().gradients() if self._means is None else list(self._means.split(PIECE))
+
+    def forget(self) -> None:
+        super().forget()
+        self._means = None
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         total = values.to(self.device)

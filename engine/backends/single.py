@@ -87,14 +87,20 @@ class Single:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         self.scaler.unscale_(self.optimizer)
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        gradients = self.gradients()
         if scale * self.ranks != 1:  # gradients were averaged over the ranks; their sum is meant
             torch._foreach_mul_(gradients, scale * self.ranks)  # pyright: ignore[reportPrivateImportUsage]
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_norm:
+            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1))  # pyright: ignore[reportPrivateImportUsage]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.forget()
         return self.norm(norm)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """All gradients of this process, each element once."""
+        return [value.grad for value in self.parameters if value.grad is not None]
 
     def norm(self, value: torch.Tensor) -> float:
         """A gradient's norm as a number."""
