@@ -37,6 +37,8 @@ ALONE = ("single", "dp")
 # a step's time on a CPU. 32 MiB is the highest threshold that it takes; other systems ignore both.
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 LOG = "log.txt"
+# Where Linux counts, among other things, the processes that it killed for want of memory.
+KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 def launch(spec: RunSpec) -> RunResult:
@@ -67,15 +69,33 @@ def _launch(spec: RunSpec, output: Path) -> RunResult:
             )
         if cause == "stopped":
             raise Interrupted("training was stopped before it could save; the same command goes on from the last checkpoint")
-        if cause == "OutOfMemory" and (plan := smaller(spec.plan, ghost_batch=spec.settings["train"]["ghost_batch"])):
-            spec = replace(spec, plan=plan)
-            print(f"{ended.story}: going on from the last checkpoint with micro-batches of {plan.micro_batch}", flush=True)
+        if cause == "OutOfMemory":
+            spec = replace(spec, plan=_smaller(spec, ended.story))
+            print(
+                f"{ended.story}: going on from the last checkpoint with micro-batches of {spec.plan.micro_batch}", flush=True
+            )
             continue
         if cause != "lost" or losses == spec.plan.restarts:
             again = f", {losses + 1} times" if cause == "lost" and losses else ""
             raise SlipwayError(ended.story + again)
         losses += 1
         print(f"{ended.story}: going on from the last checkpoint (start {losses} of {spec.plan.restarts} more)", flush=True)
+
+
+def _smaller(spec: RunSpec, story: str) -> Plan:
+    """The plan with smaller micro-batches.
+
+    Raises:
+        SlipwayError: when there are none.
+    """
+    ghost_batch = spec.settings["train"]["ghost_batch"]
+    plan = smaller(spec.plan, ghost_batch=ghost_batch)
+    if plan is None:
+        raise SlipwayError(
+            f"{story}, with a single ghost batch of {ghost_batch} samples a rank: lower train.ghost_batch or plan.ranks, make the samples"
+            " smaller, or set plan.activation_checkpointing"
+        )
+    return plan
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ def _run(spec: RunSpec, output: Path) -> _End:
     for stale in (*output.glob("error-*.json"), output / "result.json", output / "interrupted.json"):
         stale.unlink(missing_ok=True)
     spec.write(output / "spec.json")
-    watch = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.longest_silence)
+    watch, starved_before = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.longest_silence), _num_starved()
     # In a session of its own: Ctrl-C is for the launcher, which tells the ranks.
     process = subprocess.Popen(command(spec.plan, output / "spec.json"), env=environment(spec.plan), start_new_session=True)
     asked: list[int] = []
@@ -104,7 +124,7 @@ def _run(spec: RunSpec, output: Path) -> _End:
         return _End(RunResult.read(output / "result.json"))
     if (output / "interrupted.json").exists():
         return _End(cause="interrupted")
-    failure = _failure(spec, output, status)
+    failure = _failure(spec, output, status, starved=_num_starved() > starved_before)
     return _End(cause="stopped") if asked and failure.cause in ("lost", "never started") else failure
 
 
@@ -229,8 +249,17 @@ def _passing_on(process: subprocess.Popen[bytes], plan: Plan, asked: list[int]) 
     return handle
 
 
-def _failure(spec: RunSpec, output: Path, status: int) -> _End:
-    """Why there is no result, in the words of the rank that failed first."""
+def _num_starved() -> int:
+    """How many processes the system has killed so far because its memory ran out; 0 where it does not say."""
+    counts = KERNEL_COUNTS.read_text().splitlines() if KERNEL_COUNTS.exists() else []
+    return next((int(line.split()[1]) for line in counts if line.startswith("oom_kill ")), 0)
+
+
+def _failure(spec: RunSpec, output: Path, status: int, *, starved: bool) -> _End:
+    """Why there is no result, in the words of the rank that failed first.
+
+    `starved`: the system has killed something for want of memory meanwhile.
+    """
     errors = errors_in(output)
     own = own_errors(errors)
     if own:
@@ -242,6 +271,8 @@ def _failure(spec: RunSpec, output: Path, status: int) -> _End:
     names = (
         "the ranks" if not silent else f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
     )
+    if starved:
+        return _End(cause="OutOfMemory", story=f"memory ran out, and the system killed {names}")
     story = f"{names} ended without a word (status {status}): killed, perhaps for want of memory"
     started = any((output / "beacons").glob("rank-*.beacon"))
     return _End(cause="lost" if started else "never started", story=story)

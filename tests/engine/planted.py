@@ -90,6 +90,22 @@ def early_memory() -> None:
     _plant_in_reading(fail_once)
 
 
+def starved() -> None:
+    """As if the system killed the rank in its fourth micro-batch above LARGEST_BATCH; it counts that in the file of launch.KERNEL_COUNTS."""
+    from tests.engine.tiny_workload import TinyObjective
+
+    compute, calls = TinyObjective.forward, [0]
+
+    def forward(self: Any, batch: Any) -> Any:
+        calls[0] += len(batch["rows"]) > LARGEST_BATCH
+        if calls[0] > 3:
+            Path(os.environ["KERNEL_COUNTS"]).write_text("pgfault 12345\noom_kill 8\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(self, batch)
+
+    TinyObjective.forward = forward
+
+
 def late_hang() -> None:
     """An optimiser whose step never ends, from the fourth on."""
     from engine.backends.single import Single
@@ -149,7 +165,7 @@ def writing() -> None:
     sys.addaudithook(hear)
 
 
-FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, reducer, slow, die, writing)}
+FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, starved, reducer, slow, die, writing)}
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = ("reducer", "slow", "die", "writing")
 command = functools.partial(tiny_ranks.command, module="tests.engine.planted")

@@ -303,6 +303,32 @@ def test_memory_may_run_out_in_the_first_step_and_while_reading_ahead(
     assert re.search(r"memory ran out in step [1-9]\d*: going on with micro-batches of 2 instead of 4", said)
 
 
+@pytest.fixture
+def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that kills rank 1 for want of memory, and counts it."""
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 1\noom_kill 7\n")
+    monkeypatch.setattr("engine.launch.KERNEL_COUNTS", counts)
+    monkeypatch.setenv("KERNEL_COUNTS", str(counts))
+    plant(monkeypatch, "starved")
+
+
+def test_a_rank_that_the_system_killed_for_want_of_memory_goes_on_with_smaller_micro_batches(
+    make_tiny_spec: MakeSpec, undisturbed: Any, starved: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_tiny_spec(ranks=2, micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    assert launch(spec).steps == NUM_STEPS
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+    said = capfd.readouterr().out
+    assert "the system killed rank 1: going on from the last checkpoint with micro-batches of 2" in said
+
+
+def test_where_micro_batches_cannot_be_smaller_the_end_says_what_can(make_tiny_spec: MakeSpec, starved: None) -> None:
+    spec = make_tiny_spec(ranks=2, micro_batch=2 * LARGEST_BATCH, **{**TRAIN, "ghost_batch": 2 * LARGEST_BATCH})
+    with pytest.raises(SlipwayError, match=r"the system killed rank 1, with a single ghost batch of 4 .*: lower"):
+        launch(spec)
+
+
 def test_where_memory_runs_out_in_evaluation_a_graph_is_computed_in_halves() -> None:
     calls: list[int] = []
 
