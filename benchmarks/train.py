@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from contracts.files import write_json
 from contracts.records import Record, Records, write_records
 from contracts.run import RunSpec
 from contracts.workload import ROOT, load, settings_of
+
+Speed = dict[str, float]
 
 FASTER, BEHIND = 1.15, 0.01
 CORES = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
@@ -55,7 +57,10 @@ def main() -> None:
         for who in names
         for what in ("mask_map50_95", "mask_map50", "images_per_second")
     }
-    ratio = statistics.median(row["slipway"]["images_per_second"] / row["ultralytics"]["images_per_second"] for row in rows)
+    ratio, of_median_steps = (
+        statistics.median(row["slipway"][speed] / row["ultralytics"][speed] for row in rows)
+        for speed in ("images_per_second", "images_per_second_median_step")
+    )
     behind = summary["ultralytics_mask_map50_95_median"] - summary["slipway_mask_map50_95_median"]
     write_result(
         "train",
@@ -64,6 +69,7 @@ def main() -> None:
         load=load_before,
         epochs=settings.train.epochs,
         speed_ratio_median=ratio,
+        speed_ratio_of_median_steps=of_median_steps,
         **summary,
         runs=rows,
     )
@@ -107,18 +113,28 @@ def write_yolo(record: Record, folder: Path, classes: list[str]) -> None:
 
 
 def compare(folder: Path, settings: Any, records: Records, facts: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train both from one seed, and score both."""
+    """Train both from one seed, in turns the one or the other first, and score both."""
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})
-    ours = run_slipway(folder / f"slipway-{seed}", settings, records, facts)
-    theirs = run_ultralytics(folder, settings, seed)
+    runs: dict[str, Callable[[], tuple[dict[str, Any], Speed]]] = {
+        "slipway": lambda: run_slipway(folder / f"slipway-{seed}", settings, records, facts),
+        "ultralytics": lambda: run_ultralytics(folder, settings, seed),
+    }
     row: dict[str, Any] = {"seed": seed}
-    for name, (weights, speed) in {"slipway": ours, "ultralytics": theirs}.items():
-        row[name] = {**score(weights, settings, records, facts), "images_per_second": speed}
+    for name in runs if seed % 2 == 0 else reversed(runs):
+        load_before = round(load_now(), 2)
+        weights, speed = runs[name]()
+        row[name] = {**score(weights, settings, records, facts), **speed, "load_before": load_before}
     print(row, flush=True)
     return row
 
 
-def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+def speed_of(batch: int, steps: Sequence[float]) -> Speed:
+    """From the seconds of all steps; those of the median step say what it would be where nothing disturbs."""
+    seconds = {"images_per_second": sum(steps) / len(steps), "images_per_second_median_step": statistics.median(steps)}
+    return {name: batch / value for name, value in seconds.items()}
+
+
+def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Speed]:
     """Weights by name and images/s, over all steps, start-up and validation left out on both sides."""
     from safetensors.torch import load_file
 
@@ -134,11 +150,11 @@ def run_slipway(output: Path, settings: Any, records: Records, facts: Mapping[st
     )
     lines = [line for line in read_journal(output / "metrics.jsonl") if "step_seconds" in line]
     counts = [after - before for before, after in pairwise([0, *(line["step"] for line in lines)])]
-    seconds = sum(count * line["step_seconds"] for count, line in zip(counts, lines, strict=True))
-    return load_file(output / "best.safetensors"), settings.train.global_batch * sum(counts) / seconds
+    steps = [line["step_seconds"] for count, line in zip(counts, lines, strict=True) for _ in range(count)]
+    return load_file(output / "best.safetensors"), speed_of(settings.train.global_batch, steps)
 
 
-def run_ultralytics(folder: Path, settings: Any, seed: int) -> tuple[dict[str, Any], float]:
+def run_ultralytics(folder: Path, settings: Any, seed: int) -> tuple[dict[str, Any], Speed]:
     """The same by Ultralytics' trainer, in a process of its own."""
     import torch
 
@@ -188,7 +204,7 @@ def train_ultralytics(output: Path) -> None:
     )  # fmt: skip
     # From one batch's start to the next one's: the loader's time counts, the validation between epochs does not.
     steps = [after - before for (epoch, before), (next_epoch, after) in pairwise(times) if epoch == next_epoch]
-    (output / "speed.yaml").write_text(yaml.safe_dump(train["global_batch"] * len(steps) / sum(steps)))
+    (output / "speed.yaml").write_text(yaml.safe_dump(speed_of(train["global_batch"], steps)))
 
 
 def score(weights: dict[str, Any], settings: Any, records: Records, facts: Mapping[str, Any]) -> dict[str, float]:
