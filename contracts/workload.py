@@ -26,6 +26,9 @@ Arrays = dict[str, "np.ndarray"]
 Measure = dict[str, Any]
 # Calls one of the graphs that ship, by name: arrays in, arrays out. The same for torch, ONNX and quantized files.
 Run = Callable[..., Arrays]
+# Where the loss of a fresh objective begins: a number, or some of its parts by name, each from the least to the most that it can
+# be; or, as a sentence, why nothing is known of it.
+Expected = float | Mapping[str, tuple[float, float]] | str
 
 
 @dataclass(frozen=True)
@@ -202,10 +205,10 @@ class Workload(Protocol):
 
         `pretrained` asks for the weights that the settings name; it is false where trained ones are loaded anyway.
 
-        For the checks before training it may say more: return `supervised`, the share of the labels that count (without it,
-        an integer tensor `labels` of the batch is asked where it is not -100); have `expected_loss`, a number or a method
-        that gives it, what one that knows nothing scores (the logarithm of the number of classes); and have `teacher`, a
-        method that gives for a batch what is imitated.
+        For the checks before training it may have more: `expected_loss`, which is `Expected` (where classes are told apart, the
+        logarithm of their number); `supervised(batch)`, which gives how many labels of a batch count in the loss and how many
+        there are (without it, an integer tensor `labels` of the batch is asked where it is not -100); and `teacher(batch)`,
+        which gives what is imitated.
         """
         ...
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from contracts.errors import SlipwayError
 from contracts.preflight import Estimate, Finding
 from contracts.records import Records
 from contracts.run import RunSpec
-from contracts.workload import Arrays
+from contracts.workload import Arrays, Expected
 from engine.beacon import collective, mark
 from engine.feeding import Batch, Drawn, moved
 from engine.lesson import Lesson, has_fallen
@@ -240,14 +241,17 @@ def labels(looks: Sequence[Look]) -> Finding:
         return Finding(name, "not applicable", "no micro-batch fitted into memory; the run will make them smaller")
     if sum(look.weight for look in looks) <= 0:
         return Finding(name, "failed", f"the weight of the loss is 0 in all {len(looks)} micro-batches", cause, remedy)
-    shares = [look.counted for look in looks if look.counted is not None]
-    if not shares:
-        told = "the objective does not return `supervised`, and the batch has no integer `labels`; its weight is not 0"
+    counts = [look.labels for look in looks if look.labels is not None]
+    if not counts:
+        told = "the objective has no `supervised`, and the batch has no integer `labels`; its weight is not 0"
         return Finding(name, "not applicable", told)
-    share = sum(shares) / len(shares)
-    if not share > 0:
-        return Finding(name, "failed", f"{share:.1%} of the labels count in {len(looks)} micro-batches", cause, remedy)
-    return Finding(name, "passed", f"{share:.1%} of the labels count")
+    counting, num = map(sum, zip(*counts, strict=True))
+    if not num:
+        return Finding(name, "not applicable", f"there are none in {len(looks)} micro-batches, whose loss has a weight")
+    told = f"{counting / num:.1%} of the labels count"
+    if not counting:
+        return Finding(name, "failed", f"{told} in {len(looks)} micro-batches, which have {num:,}", cause, remedy)
+    return Finding(name, "passed", f"{told}: {counting:,} of {num:,} in {len(looks)} micro-batches")
 
 
 def unusable(looks: Sequence[Look]) -> str:
@@ -267,17 +271,27 @@ def initial_loss(looks: Sequence[Look], objective: nn.Module) -> Finding:
         cause = "a division by zero, a logarithm of zero, labels out of range, or all of them masked"
         remedy = "torch.autograd.set_detect_anomaly(True) names the operation; look at the first batch"
         return Finding(name, "failed", f"{broken[0]} in {len(broken)} of {len(looks)} micro-batches", cause, remedy)
-    loss = sum(look.loss * look.weight for look in looks) / max(sum(look.weight for look in looks), 1e-12)
-    known = getattr(objective, "expected_loss", None)
-    if known is None:
-        return Finding(name, "not applicable", f"it is {loss:.4g}; the objective has no `expected_loss` to compare it with")
-    answer: Any = known() if callable(known) else known
-    expected = float(answer)
-    if abs(loss - expected) > NEAR * abs(expected):
-        reason = f"{loss:.4g}, where an objective that knows nothing yet has {expected:.4g}"
-        cause = "a wrong sign, reduction or scale of the loss, labels that are shifted, or weights that begin too large"
-        return Finding(name, "failed", reason, cause, "compute the loss of one record by hand")
-    return Finding(name, "passed", f"{loss:.4g}, expected {expected:.4g}")
+    known: Expected | None = getattr(objective, "expected_loss", None)
+    if known is None or isinstance(known, str):
+        why = known or "the objective has no `expected_loss` to compare it with"
+        return Finding(name, "not applicable", f"it is {_mean(looks, 'loss'):.4g}; {why}")
+    told = []
+    for part, (least, most) in (known if isinstance(known, Mapping) else {"loss": (known, known)}).items():
+        value, called = _mean(looks, part), "" if part == "loss" else f"{part} "
+        span = f"{most:.4g}" if least == most else f"{least:.4g} to about {most:.4g}"
+        if not least - NEAR * abs(least) <= value <= most + NEAR * abs(most):
+            reason = f"{called}{value:.4g}, where an objective that knows nothing yet has {span}"
+            cause = "a wrong sign, reduction or scale of the loss, labels that are shifted, or weights that begin too large"
+            return Finding(name, "failed", reason, cause, "compute the loss of one record by hand")
+        told.append(f"{called}{value:.4g}, expected {span}")
+    return Finding(name, "passed", "; ".join(told))
+
+
+def _mean(looks: Sequence[Look], part: str) -> float:
+    """A part of the loss over all micro-batches."""
+    if lacking := [look for look in looks if part not in look.parts]:
+        raise SlipwayError(f"`expected_loss` names {part}, and the objective gives {', '.join(lacking[0].parts)}")
+    return sum(look.parts[part] * look.weight for look in looks) / max(sum(look.weight for look in looks), 1e-12)
 
 
 def schedule(loop: Loop, rate: float) -> Finding:
@@ -377,11 +391,10 @@ def saved_weights(lesson: Lesson, folder: Path) -> Finding:
         )
         return Finding(name, "failed", reason, cause, remedy)
     for metric, value in trained[1].items():
-        if abs(found[1][metric] - value) > METRIC_TOLERANCE * max(1.0, abs(value)):
-            reason = f"{metric} is {found[1][metric]:.4g} with loaded weights, {value:.4g} before"
-            return Finding(
-                name, "failed", reason, "equal outputs are scored differently", "score must depend on its measures alone"
-            )
+        if not _alike_scored(value, again := found[1].get(metric, math.nan)):
+            reason = f"{metric} is {again:.4g} with loaded weights, {value:.4g} before"
+            cause = "equal outputs are scored differently: something is drawn at random, or kept from the scoring before"
+            return Finding(name, "failed", reason, cause, "let measure and score depend on what they are given alone")
     return Finding(name, "passed", f"loaded again, they give the same outputs and metrics on {len(records)} records")
 
 
@@ -404,6 +417,12 @@ def _computed(loop: Loop, objective: nn.Module, records: Records) -> tuple[list[
     return outputs, loop.workload.score(measures, loop.settings, loop.spec.facts).metrics
 
 
+def _alike_scored(one: float, other: float) -> bool:
+    """Whether two values of a metric are the same; one that is no number is like another that is none."""
+    near = math.isclose(one, other, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
+    return near or (math.isnan(one) and math.isnan(other))
+
+
 def _distance(one: Sequence[Arrays], other: Sequence[Arrays]) -> float:
     """The largest difference between two runs' outputs, as a share of the output's range; infinite where shapes differ."""
     if len(one) != len(other):
@@ -415,10 +434,13 @@ def _distance(one: Sequence[Arrays], other: Sequence[Arrays]) -> float:
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
     if one.shape != other.shape:
         return math.inf
-    if not one.size:
-        return 0.0
     one, other = one.astype(np.float64), other.astype(np.float64)
-    far = float(np.abs(one - other).max() / max(float(np.ptp(one)), 1e-12))
+    differing = (one != other) & ~(np.isnan(one) & np.isnan(other))  # infinities and what is no number may be meant
+    if not differing.any():
+        return 0.0
+    finite = one[np.isfinite(one)]
+    far = float(np.abs(one[differing] - other[differing]).max())
+    far /= max(float(np.ptp(finite)) if finite.size else 0.0, 1e-12)
     return math.inf if math.isnan(far) else far
 
 

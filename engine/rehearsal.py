@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from contracts.run import RunSpec
 from engine.beacon import collective
@@ -26,24 +27,29 @@ IGNORED = -100  # the label that torch's losses leave out
 
 @dataclass(frozen=True)
 class Look:
-    """What an objective said of one micro-batch. `counted` is the share of labels that count, None where nobody says."""
+    """What an objective said of one micro-batch. `parts` are the loss and what it is made of; `labels` says how many count and
+    how many there are, None where nobody knows."""
 
-    loss: float
+    parts: Mapping[str, float]
     weight: float
-    counted: float | None
+    labels: tuple[int, int] | None
+
+    @property
+    def loss(self) -> float:
+        return self.parts["loss"]
 
     @classmethod
-    def at(cls, output: Mapping[str, torch.Tensor], batch: Batch) -> Look:
-        weight = float(output["weight"]) if "weight" in output else 1.0
-        return cls(float(output["loss"]), weight, _counted(output, batch))
+    def at(cls, output: Mapping[str, torch.Tensor], batch: Batch, objective: nn.Module) -> Look:
+        parts = {name: float(value) for name, value in output.items()}
+        return cls(parts, parts.pop("weight", 1.0), _labels(batch, objective))
 
 
-def _counted(output: Mapping[str, torch.Tensor], batch: Batch) -> float | None:
-    if "supervised" in output:
-        return float(output["supervised"])
+def _labels(batch: Batch, objective: nn.Module) -> tuple[int, int] | None:
+    if count := getattr(objective, "supervised", None):
+        return count(batch)
     given = batch.get("labels")
     if isinstance(given, torch.Tensor) and not (given.is_floating_point() or given.dtype == torch.bool):
-        return float((given != IGNORED).float().mean()) if given.numel() else 0.0
+        return int((given != IGNORED).sum()), given.numel()
     return None
 
 
@@ -74,7 +80,7 @@ class Rehearsal(Loop):
                 if not (is_out_of_memory(error) and self.backend.divides):
                     raise
                 break  # the loop will divide its micro-batches
-            found.append(Look.at(output, batch))
+            found.append(Look.at(output, batch, self.backend.objective))
         self.backend.forget()
         release(self.backend.device)
         return found

@@ -5,8 +5,8 @@ The environment variable PLANTED names the fault. With `--launch` it is the laun
 
 from __future__ import annotations
 
-import functools
 import os
+import runpy
 import signal
 import sys
 import time
@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts.plan import Plan
 from contracts.run import RunSpec
-from engine import beacon, launch, worker
+from engine import beacon, launch
 from tests.engine import tiny_ranks
 
 if TYPE_CHECKING:
@@ -121,6 +122,14 @@ def late_hang() -> None:
     Single.step = slow
 
 
+def same_share() -> None:
+    """Fed what rank 0 is fed."""
+    from engine.stream import Stream
+
+    share = Stream.share
+    Stream.share = lambda self, step, *, rank, **plan: share(self, step, rank=0, **plan)
+
+
 def reducer() -> None:
     """No fault: gradients meet in the backward, as they do on GPUs."""
     from engine.backends.ddp import Ddp
@@ -165,10 +174,18 @@ def writing() -> None:
     sys.addaudithook(hear)
 
 
-FAULTS = {one.__name__: one for one in (hang, late_hang, error, memory, early_memory, starved, reducer, slow, die, writing)}
+FAULTS = {
+    one.__name__: one
+    for one in (hang, late_hang, error, memory, early_memory, starved, same_share, reducer, slow, die, writing)
+}
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = ("reducer", "slow", "die", "writing")
-command = functools.partial(tiny_ranks.command, module="tests.engine.planted")
+
+
+def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
+    """As `engine.launch.command`; the ranks know the tiny workload, and have the fault."""
+    *start, path = tiny_ranks.command(plan, spec, module="tests.engine.planted")
+    return [*start, module, path]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
@@ -177,17 +194,19 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr(launch, "command", command)
 
 
-def main() -> int:
-    if sys.argv[1] == "--launch":
+def main(module: str, *words: str) -> int:
+    if module == "--launch":
         from benchmarks.soak import launch_as_told
 
         launch.command = command
-        return launch_as_told(Path(sys.argv[2]))
+        return launch_as_told(Path(words[0]))
     fault = os.environ["PLANTED"]
     if fault in EVERYWHERE or int(os.environ["RANK"]) == GUILTY:
         FAULTS[fault]()
-    return worker.main(sys.argv[1])
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

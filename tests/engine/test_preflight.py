@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,11 +18,13 @@ from torch.nn import functional
 
 from contracts.preflight import Estimate, Finding
 from contracts.run import RunSpec
+from contracts.workload import Facts, Measure, Scores
 from engine import loop as engine_loop
-from engine.checks import check, digested, one_batch, rank_batches
+from engine.checks import _alike_scored, _apart, check, digested, one_batch, rank_batches
 from engine.feeding import feed
 from engine.preflight import examine
 from engine.rehearsal import Rehearsal
+from tests.engine.planted import plant
 from tests.engine.tiny_workload import NUM_CLASSES, Shipped, Tiny, TinyDataset, TinyObjective, tiny_spec
 
 MakeSpec = Callable[..., RunSpec]
@@ -65,8 +67,8 @@ class AllMasked(TinyDataset):
 
 
 class SaysNothingCounts(TinyObjective):
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {**super().forward(batch), "supervised": torch.zeros(())}
+    def supervised(self, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+        return 0, len(batch["rows"])
 
 
 class WeighsNothing(TinyObjective):
@@ -87,6 +89,29 @@ class SummedLoss(TinyObjective):
 class WrongSign(TinyObjective):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": -super().forward(batch)["loss"]}
+
+
+class InParts(TinyObjective):
+    """Says of a part of its loss, which is not all of it, where that begins."""
+
+    expected_loss: ClassVar = {"loss_kinds": (0.0, math.log(NUM_CLASSES))}
+    scale = 1.0
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kinds = self.scale * super().forward(batch)["loss"]
+        return {"loss": kinds + 1, "loss_kinds": kinds.detach()}
+
+
+class SummedPart(InParts):
+    scale = 4.0
+
+
+class WrongSignOfAPart(InParts):
+    scale = -1.0
+
+
+class NamesNoPart(TinyObjective):
+    expected_loss: ClassVar = {"loss_kinds": (0.0, 1.0)}
 
 
 class Unused(TinyObjective):
@@ -155,6 +180,17 @@ class DeafTeacher(TinyObjective):
         return torch.ones(len(batch["rows"]))
 
 
+class KeepsCounting(Tiny):
+    """What it counted in a scoring is not forgotten in the next one."""
+
+    counted = 0
+
+    def score(self, measures: Iterable[Measure], settings: Any, facts: Facts) -> Scores:
+        measures = list(measures)
+        self.counted += len(measures)
+        return Scores({**super().score(measures, settings, facts).metrics, "num_rows": self.counted})
+
+
 class Leaves(Tiny):
     def optimizer(self, objective: nn.Module, settings: Any) -> torch.optim.Optimizer:
         chosen = [value for name, value in objective.named_parameters() if value.requires_grad and "bias" not in name]
@@ -180,7 +216,9 @@ def planted(**parts: Any) -> Tiny:
     return workload
 
 
-@pytest.mark.parametrize("workload", [Tiny(), PlainGradient(), planted(make_objective=StartsAtZero)])
+@pytest.mark.parametrize(
+    "workload", [Tiny(), PlainGradient(), planted(make_objective=StartsAtZero), planted(make_objective=InParts)]
+)
 def test_a_sound_run_has_no_fault_and_every_check_applies(found: Any, workload: Tiny) -> None:
     findings = found(workload)
     assert list(findings) == NAMES
@@ -198,6 +236,9 @@ def test_a_sound_run_has_no_fault_and_every_check_applies(found: Any, workload: 
         (planted(make_objective=NotANumber), "initial loss", "nan"),
         (planted(make_objective=SummedLoss), "initial loss", "5\\.[0-9]+, .* has 1.386"),
         (planted(make_objective=WrongSign), "initial loss", "-1\\.[0-9]+, .* has 1.386"),
+        (planted(make_objective=SummedPart), "initial loss", "loss_kinds 5\\.[0-9]+, .* has 0 to about 1.386"),
+        (planted(make_objective=WrongSignOfAPart), "initial loss", "loss_kinds -1\\.[0-9]+, .* has 0 to about 1.386"),
+        (planted(make_objective=NamesNoPart), "initial loss", "names loss_kinds, and the objective gives loss$"),
         (planted(make_objective=Unused), "gradients", "none for unused.bias, unused.weight of 12"),
         (planted(make_objective=Detached), "gradients", "none for blocks.0.convolution.weight, blocks.0.norm.bias"),
         (planted(make_objective=TimesZero), "gradients", "zero in every step for silent"),
@@ -206,6 +247,7 @@ def test_a_sound_run_has_no_fault_and_every_check_applies(found: Any, workload: 
         (Climbs(), "one batch", "loss went from"),
         (planted(make_objective=DropoutStaysOn), "saved weights", "outputs that differ"),
         (planted(make_objective=ForgetsItsScale), "saved weights", "outputs that differ"),
+        (KeepsCounting(), "saved weights", "num_rows is [0-9]+ with loaded weights, [0-9]+ before"),
         (planted(make_objective=DeafTeacher), "teacher", "same of two different batches"),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "make_objective", type(value)).__name__,
@@ -266,6 +308,49 @@ def test_what_an_objective_does_not_say_is_said_not_to_apply(found: Any) -> None
     findings = found(planted(make_objective=silent))
     assert {name for name, one in findings.items() if one.state == "not applicable"} == {"initial loss", "teacher"}
     assert not failed(findings)
+
+
+def test_why_nothing_is_expected_of_a_loss_is_said_in_the_objectives_own_words(found: Any) -> None:
+    wise = type("Wise", (TinyObjective,), {"expected_loss": "it has seen such rows before"})
+    finding = found(planted(make_objective=wise))["initial loss"]
+    assert finding.state == "not applicable"
+    assert re.fullmatch(r"it is 1\.[0-9]+; it has seen such rows before", finding.reason)
+
+
+def test_batches_that_may_have_no_labels_and_have_none_are_no_fault(found: Any) -> None:
+    empty = type("Empty", (TinyObjective,), {"supervised": lambda self, batch: (0, 0)})
+    finding = found(planted(make_objective=empty))["labels"]
+    assert finding.state == "not applicable"
+    assert finding.reason.startswith("there are none in 3 micro-batches")
+
+
+def test_labels_are_counted_over_all_micro_batches_that_are_looked_at(found: Any) -> None:
+    assert found(Tiny())["labels"].reason == "100.0% of the labels count: 12 of 12 in 3 micro-batches"
+    few = type("Few", (TinyObjective,), {"supervised": lambda self, batch: (1, len(batch["rows"]))})
+    assert found(planted(make_objective=few))["labels"].reason == "25.0% of the labels count: 3 of 12 in 3 micro-batches"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "alike"),
+    [
+        (0.5, 0.5005, True),
+        (0.5, 0.51, False),
+        (math.nan, math.nan, True),
+        (0.5, math.nan, False),
+        (math.nan, 0.5, False),
+        (math.inf, math.inf, True),
+    ],
+)
+def test_a_metric_that_is_no_number_is_like_no_other(before: float, after: float, alike: bool) -> None:
+    assert _alike_scored(before, after) == alike
+
+
+def test_outputs_that_are_masked_with_infinities_are_the_same_where_they_are() -> None:
+    masked = np.array([[-np.inf, 0.0, np.nan, 2.0]], np.float32)
+    assert _apart(masked, masked.copy()) == 0
+    assert _apart(masked, np.array([[-np.inf, 0.0, np.nan, 1.0]], np.float32)) == 0.5
+    assert _apart(masked, np.array([[0.0, 0.0, np.nan, 2.0]], np.float32)) == math.inf
+    assert _apart(masked, np.array([[-np.inf, 0.0, 1.0, 2.0]], np.float32)) == math.inf
 
 
 def test_a_short_run_is_measured_and_not_examined(found: Any) -> None:
@@ -330,6 +415,20 @@ def test_ranks_that_are_fed_the_same_share_are_found(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["", "same_share"])
+def test_two_real_ranks_that_read_the_same_share_are_found_and_sound_ones_pass(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    if fault:
+        plant(monkeypatch, fault)
+    findings = {one.name: one for one in examine(make_tiny_spec(ranks=2)) if isinstance(one, Finding)}
+    assert list(findings) == NAMES
+    assert failed(findings) == (["rank batches"] if fault else [])
+    wanted = "read 4 twice or out of turn, and 4 not at all" if fault else "2 steps of 2 ranks: every sample once"
+    assert wanted in findings["rank batches"].reason
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [{"optimizer": "AdamW", "learning_rate": 0.003}, {"optimizer": "SGD"}])
 def test_segmentation_has_no_fault_with_either_optimiser(make_spec: MakeSpec, optimizer: dict[str, Any]) -> None:
     told: list[Finding | Estimate] = []
@@ -337,6 +436,29 @@ def test_segmentation_has_no_fault_with_either_optimiser(make_spec: MakeSpec, op
     findings = {one.name: one for one in told if isinstance(one, Finding)}
     assert list(findings) == NAMES
     assert not failed(findings), findings
+    assert [name for name, one in findings.items() if one.state == "not applicable"] == ["teacher"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["masks", "bboxes"])
+def test_pictures_whose_objects_have_lost_their_masks_or_boxes_are_found(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    from workloads.segmentation.dataset import SegmentationDataset
+
+    read = SegmentationDataset.item
+
+    def item(self: Any, index: int, rng: Any, **how: Any) -> dict[str, Any]:
+        found = read(self, index, rng, **how)
+        none = {"masks": found["masks"] * 0} if lost == "masks" else {key: found[key][:0] for key in ("cls", "bboxes")}
+        return {**found, **none}
+
+    monkeypatch.setattr(SegmentationDataset, "item", item)
+    told: list[Finding | Estimate] = []
+    check(make_spec(), tell=told.append, shortest=1e6)
+    finding = next(one for one in told if isinstance(one, Finding) and one.name == "labels")
+    assert finding.state == "failed"
+    assert re.match(r"0\.0% of the labels count in 3 micro-batches, which have [0-9]+", finding.reason)
 
 
 @pytest.mark.slow

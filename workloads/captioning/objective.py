@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ class CaptioningObjective(nn.Module):
         self.captioner = captioner
         self.contrast, self.ghost_batch = settings.contrast, settings.ghost_batch
         self.encoder_trains = settings.unfreeze_encoder > 0
+        # The language model knows words already, and how many of a caption's it foresees cannot be said; but it must not do worse
+        # than to take every one for equally likely.
+        words = captioner.language_model.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
+        self.expected_loss = {"loss_words": (0.0, math.log(words))}
 
     def train(self, mode: bool = True) -> CaptioningObjective:
         """A frozen encoder stays as it is in use."""

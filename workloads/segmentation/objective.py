@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from contracts.files import replace_when_complete
+from contracts.workload import Expected
 from workloads.segmentation.settings import SegmentationTrain
 from workloads.segmentation.yolo import make_model
 
@@ -22,11 +24,18 @@ class SegmentationObjective(nn.Module):
     batch is divided, the sum is the same.
     """
 
-    def __init__(self, model: nn.Module, settings: SegmentationTrain) -> None:
+    def __init__(self, model: nn.Module, settings: SegmentationTrain, *, expected_loss: Expected | None = None) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ghost_batch = settings.ghost_batch
+        self.expected_loss = expected_loss
         self._criterion: Any = None
+
+    def supervised(self, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+        """The objects that have both a box and a pixel of a mask, and those that have either, picture by picture."""
+        boxes = batch["batch_idx"].long().bincount(minlength=len(batch["masks"]))
+        masks = torch.tensor([len(one[one > 0].unique()) for one in batch["masks"]])
+        return int(torch.minimum(boxes, masks).sum()), int(torch.maximum(boxes, masks).sum())
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`batch`: images uint8 [B, 3, H, W] RGB; masks [B, h, w]; batch_idx [N], cls [N, 1], bboxes [N, 4] as Ultralytics'.
@@ -69,10 +78,22 @@ def _slice(batch: dict[str, torch.Tensor], start: int, stop: int) -> dict[str, t
     }
 
 
+def _expected(model: Any, name: str, *, pretrained: bool) -> Expected:
+    """Where the loss begins. Fresh heads take every distance to a box's side for equally likely. Their boxes count by how well
+    they cover an object's, and together less than once where pictures have few or small ones, or none."""
+    if pretrained:
+        return f"its weights come from {name}, and where they begin depends on what they have seen"
+    bins = model.model[-1].reg_max
+    if bins == 1:
+        return f"{name} finds the sides of boxes without a distribution, whose entropy would be known"
+    return {"dfl_loss": (0.0, model.args.dfl * math.log(bins))}
+
+
 def build(settings: SegmentationTrain, classes: Sequence[str], *, pretrained: bool) -> SegmentationObjective:
     """The objective with freshly initialised weights, or those that the setting names."""
     model = make_model(settings.model, classes, pretrained=pretrained, sha256=settings.weights_sha256)
-    return SegmentationObjective(model, settings)
+    expected = _expected(model, settings.model, pretrained=pretrained and settings.model.endswith(".pt"))
+    return SegmentationObjective(model, settings, expected_loss=expected)
 
 
 def make_optimizer(objective: nn.Module, settings: SegmentationTrain) -> torch.optim.Optimizer:

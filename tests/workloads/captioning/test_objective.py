@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def test_padding_is_not_trained_on(tiny: Any) -> None:
     plain, padded = objective(batch), objective({**batch, **wider})
     assert float(plain["weight"]) == float(padded["weight"]) == int((batch["labels"] != IGNORED).sum())
     assert torch.allclose(plain["loss"], padded["loss"], atol=1e-6)
+
+
+def test_the_words_begin_no_worse_than_by_guessing_among_all_that_the_language_model_knows(tiny: Any) -> None:
+    objective = objective_of(tiny)
+    least, most = objective.expected_loss["loss_words"]
+    assert (least, most) == (0.0, math.log(tiny.facts["decoder"]["config"]["vocab_size"]))
+    assert least < float(objective(batch_of(tiny, range(8)))["loss_words"]) < most
 
 
 def test_every_caption_ends_with_the_token_that_ends_it_and_it_is_a_label(tiny: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,36 @@ def test_the_ghost_batches_weigh_alike_and_the_parts_make_the_loss(scenes: Scene
     parts = {name: float(value) for name, value in out.items() if name not in ("loss", "weight")}
     assert set(parts) == {"box_loss", "seg_loss", "cls_loss", "dfl_loss"}
     assert sum(parts.values()) == pytest.approx(float(out["loss"].detach()), rel=1e-5)
+
+
+def test_the_distances_to_the_sides_of_boxes_begin_at_their_entropy(scenes: Scenes, dataset: SegmentationDataset) -> None:
+    """Where the boxes that fresh heads find fit those of the objects; where they do not, both count less."""
+    objective = _objective(scenes, SETTINGS.model_copy(update={"ghost_batch": 8})).train()
+    entropy = 1.5 * math.log(8)
+    assert objective.expected_loss == {"dfl_loss": (0.0, pytest.approx(entropy))}
+    assert float(objective(_batch(dataset, range(8)))["dfl_loss"]) == pytest.approx(entropy, rel=0.1)
+    small = SETTINGS.model_copy(update={"image_size": 32})
+    records = SegmentationDataset(dataset.records, small, scenes.facts["classes"], training=True)
+    assert 0 <= float(objective(_batch(records, range(8)))["dfl_loss"]) < 0.1 * entropy
+
+
+def test_of_pretrained_weights_nothing_is_expected_and_it_is_said_why(scenes: Scenes, saved: Path) -> None:
+    settings = SETTINGS.model_copy(update={"model": str(saved)})
+    knowing = build(settings, scenes.facts["classes"], pretrained=True).expected_loss
+    assert isinstance(knowing, str) and f"its weights come from {saved}" in knowing
+    assert build(settings, scenes.facts["classes"], pretrained=False).expected_loss == _objective(scenes).expected_loss
+
+
+def test_an_object_counts_that_has_a_box_and_a_mask(scenes: Scenes, dataset: SegmentationDataset) -> None:
+    objective, batch = _objective(scenes), _batch(dataset, range(4))
+    num = len(batch["cls"])
+    assert num > 4 and objective.supervised(batch) == (num, num)
+    assert objective.supervised({**batch, "masks": batch["masks"] * 0}) == (0, num)
+    assert objective.supervised({**batch, "batch_idx": batch["batch_idx"][:0]}) == (0, num)
+    first = int((batch["batch_idx"] == 0).sum())
+    gone = torch.cat([batch["masks"][:1] * 0, batch["masks"][1:]])
+    assert objective.supervised({**batch, "masks": gone}) == (num - first, num)
+    assert objective.supervised({**batch, "masks": batch["masks"] * 0, "batch_idx": batch["batch_idx"][:0]}) == (0, 0)
 
 
 @pytest.mark.parametrize("empty", ["every picture", "one ghost batch"])
