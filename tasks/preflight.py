@@ -220,7 +220,7 @@ def try_writing(registry: object) -> str:
     if isinstance(registry, StoreRegistry):
         _try_store(registry.files, registry.home, registry._try)
         return "; a file was written and removed"
-    return ""  # on the hub every file is a commit; the token's role has been looked at
+    return ""  # on the hub every file is a commit; it has been asked instead
 
 
 def _try_store(files: object, home: str, attempt: Callable[[Callable[[], object]], object]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FIRST_PAUSE = 1.0  # seconds
-STALE, CONFLICT = 412, 409
+NOT_FOUND, STALE, CONFLICT = 404, 412, 409
 ADVICE = {
     401: "; log in with `hf auth login` or set HF_TOKEN",
     403: "; the token has no right to write there: make one with the role write",
@@ -70,9 +70,31 @@ class HubRegistry:
             raise SlipwayError(
                 f"{self.address}: the token of {user.get('name')} may only read: make one with the role write"
             )
-        there = self._call(lambda: self.hub.repo_exists(self.repository))
-        kind = "private" if self.private else "public"
-        return f"{self.address} {'is there' if there else f'will be made ({kind})'}; logged in as {user.get('name')}"
+        if self._call(lambda: self.hub.repo_exists(self.repository)):
+            writable = " and can be written" if self._call(self._lets_us_write) else ""
+            return f"{self.address} is there{writable}; logged in as {user.get('name')}"
+        owner, names = self.repository.split("/")[0], [one["name"].lower() for one in (user, *(user.get("orgs") or ()))]
+        if role == "write" and owner.lower() not in names:  # to tokens of other kinds the hub may not name all
+            raise SlipwayError(
+                f"{self.address} is not there, and {user.get('name')}, who is no member of {owner}, cannot make it"
+            )
+        return f"{self.address} will be made ({'private' if self.private else 'public'}); logged in as {user.get('name')}"
+
+    def _lets_us_write(self) -> bool:
+        """Whether the repository, which is there, says that it can be written; false where it cannot be asked.
+
+        Raises:
+            HfHubHTTPError: when it says that it cannot.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            self.hub.auth_check(self.repository, write=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code != NOT_FOUND:
+                raise
+            return False  # a hub of somebody's own that does not know the question
+        return True
 
     def latest(self) -> Version | None:
         version = max(self._tags(), default=None)

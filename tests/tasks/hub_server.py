@@ -38,8 +38,9 @@ class Repository:
 @dataclass
 class HubServer:
     """`faults` maps a pattern of "METHOD path" to statuses that are answered instead, one a request; `lost` is a file that every
-    commit forgets; `before_commit` runs once when a commit arrives. `requests` holds what was asked, `tokens` who asked, `sent` how
-    many bytes of a file at a path went out."""
+    commit forgets; `before_commit` runs once when a commit arrives. The user `tester` may write to what is named tester/ and to what
+    belongs to one of `organisations`. `requests` holds what was asked, `tokens` who asked, `sent` how many bytes of a file at a
+    path went out."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     faults: dict[str, list[int]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class HubServer:
     sent: Counter[str] = field(default_factory=Counter)
     objects: Files = field(default_factory=dict)
     role: str = "write"
+    organisations: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         hub = self
@@ -97,7 +99,11 @@ class HubServer:
             if statuses and re.search(pattern, f"{method} {path}"):
                 return statuses.pop(0), {"error": "as the test wants it"}, {}
         if path == "/api/whoami-v2":
-            return 200, {"name": "tester", "type": "user", "auth": {"accessToken": {"role": self.role}}}, {}
+            orgs = [{"type": "org", "name": name} for name in self.organisations]
+            return 200, {"name": "tester", "type": "user", "orgs": orgs, "auth": {"accessToken": {"role": self.role}}}, {}
+        if asked := re.fullmatch(r"/api/models/([^/]+)/[^/]+/auth-check/write", path):
+            allowed = asked.group(1) in ("tester", *self.organisations)
+            return (200, {}, {}) if allowed else (403, {"error": "You don't have the rights to write to it"}, {})
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}, {}
         if path == "/api/repos/create":

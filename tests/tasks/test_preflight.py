@@ -19,8 +19,10 @@ from contracts.preflight import Estimate, Finding, Report
 from contracts.records import Records
 from contracts.settings import PublishSettings, Settings
 from tasks import preflight
+from tasks.publishing import hub as hub_registry
 from tasks.publishing import registry
 from tests.engine.tiny_workload import Shipped, Tiny, tiny_spec
+from tests.tasks.hub_server import HubServer, Repository
 from workloads.segmentation import Segmentation
 
 GIB = 1 << 30
@@ -112,6 +114,76 @@ def test_a_store_that_refuses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = preflight.publishing(PublishSettings(target="memory://models"), workload="tiny")
     assert found.state == "failed"
     assert "403 Forbidden" in found.reason
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that this process talks to, where `tester` is logged in."""
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_thisisasecrettoken")
+        monkeypatch.setattr(hub_registry, "FIRST_PAUSE", 0.001)
+        yield server
+
+
+def published_to(target: str) -> Finding:
+    found = preflight.publishing(PublishSettings(target=target), workload="tiny")
+    assert found.name == "publishing" and "secrettoken" not in found.line()
+    assert found.state == "passed" or (found.cause and found.remedy)
+    return found
+
+
+@pytest.mark.parametrize("target", ["hf://tester/tiny", "hf://tester", "hf://club/tiny"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_hub_that_can_be_written_has_no_fault_and_is_left_as_it_was(hub: HubServer, target: str, there: bool) -> None:
+    hub.organisations = ["club"]
+    if there:
+        hub.repositories = {"tester/tiny": Repository([("0", {})]), "club/tiny": Repository([("0", {})])}
+    before = {name: list(one.commits) for name, one in hub.repositories.items()}
+    found = published_to(target)
+    assert found.state == "passed", found
+    assert ("is there and can be written" if there else "will be made") in found.reason
+    assert {name: one.commits for name, one in hub.repositories.items()} == before
+    assert all(request.startswith("GET") for request in hub.requests)
+
+
+def test_a_hub_that_refuses_the_connection_is_found(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HubServer() as closed:
+        monkeypatch.setenv("HF_ENDPOINT", closed.url)
+    found = published_to("hf://tester/tiny")
+    assert found.state == "failed"
+    assert "hf://tester/tiny" in found.reason and "refused" in found.reason
+    assert "the hub could not be reached (ConnectError); attempt 5 of 5" in capsys.readouterr().err
+
+
+def test_a_token_that_may_only_read_is_found(hub: HubServer) -> None:
+    hub.role = "read"
+    found = published_to("hf://tester/tiny")
+    assert found.state == "failed"
+    assert "the token of tester may only read" in found.reason
+
+
+@pytest.mark.parametrize("role", ["write", "fineGrained"])
+def test_somebody_elses_repository_that_can_only_be_read_is_found(hub: HubServer, role: str) -> None:
+    hub.repositories, hub.role = {"others/tiny": Repository([("0", {})])}, role
+    found = published_to("hf://others/tiny")
+    assert found.state == "failed"
+    assert "has no right to write there" in found.reason
+
+
+def test_an_owner_in_whose_name_nothing_can_be_made_is_found(hub: HubServer) -> None:
+    found = published_to("hf://others/tiny")
+    assert found.state == "failed"
+    assert "tester, who is no member of others, cannot make it" in found.reason
+
+
+def test_a_hub_that_does_not_know_the_question_is_no_fault(hub: HubServer) -> None:
+    hub.repositories, hub.faults = {"tester/tiny": Repository([("0", {})])}, {"auth-check": [404]}
+    found = published_to("hf://tester/tiny")
+    assert found.state == "passed"
+    assert "is there; logged in" in found.reason
 
 
 @pytest.mark.parametrize(("free", "state"), [(19 * GIB, "passed"), (17 * GIB, "failed")])
@@ -209,7 +281,7 @@ def test_segmentation_has_no_fault_in_two_ranks_and_nothing_stays_behind(make_sp
     findings = {one.name: one for one in report.findings}
     assert len(findings) == 15
     assert "of 2 ranks" in findings["rank batches"].reason
-    assert {name for name, one in findings.items() if one.state == "not applicable"} == {"labels", "initial loss", "teacher"}
+    assert {name for name, one in findings.items() if one.state == "not applicable"} == {"teacher"}
     estimate, scenes = report.estimate, Records.open(Path(spec.records), root=Path(spec.root))
     assert estimate is not None
     assert estimate.num_steps == math.ceil(6 * len(scenes.split("train")) / 8)
