@@ -18,13 +18,15 @@ import torch
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.run import RunSpec
-from engine import beacon
+from engine import beacon, telemetry
 from engine import launch as launching
 from engine.checkpoint import Checkpoints
 from engine.launch import environment, launch
 from engine.loop import Loop, _StopRequest
+from engine.telemetry import CudaTelemetry
 from engine.tracking import read_journal
 from tests.engine.planted import plant
+from tests.engine.test_telemetry import SmallGpu, SmallMemory, SmallNvml
 from tests.engine.tiny_workload import TinyObjective
 
 MakeSpec = Callable[..., RunSpec]
@@ -125,6 +127,43 @@ def test_of_two_ranks_only_the_first_writes_what_belongs_to_the_run(
     lines = read_journal(output / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, result.steps + 1))
     assert [line["step"] for line in lines if "accuracy" in line] == [5, 10]
+
+
+CPU_ROW = {"device_memory_gib", "device_utilization_percent"}
+GPU_ROW = {*CPU_ROW, "device_memory_peak_gib", "device_memory_used_gib", "device_power_watts"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_every_row_of_a_run_has_losses_rate_speed_waiting_and_its_device(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    forward = TinyObjective.forward
+
+    def in_parts(self: TinyObjective, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kinds, size = forward(self, batch)["loss"], self.last.weight.square().mean()
+        return {"loss": kinds + size, "loss_kinds": kinds.detach(), "loss_size": size.detach()}
+
+    monkeypatch.setattr(TinyObjective, "forward", in_parts)
+    if device == "gpu":
+        card = CudaTelemetry(0, ["a"], memory=SmallMemory(), nvml=SmallNvml(SmallGpu("GPU-a")))
+        monkeypatch.setattr(telemetry, "_cpu", lambda: card)
+    spec = make_tiny_spec(warmup_epochs=0.4)
+    _train(spec)
+    rows = [line for line in read_journal(Path(spec.output) / "metrics.jsonl") if "loss" in line]
+    losses, timing = {"loss", "loss_kinds", "loss_size"}, {"samples_per_second", "step_seconds", "data_wait_share"}
+    wanted = (
+        {"step", "epoch", "learning_rate", "gradient_norm"} | losses | timing | (GPU_ROW if device == "gpu" else CPU_ROW)
+    )
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    for row in rows:
+        assert row.keys() == wanted
+        assert row["loss"] == pytest.approx(row["loss_kinds"] + row["loss_size"])
+        assert row["samples_per_second"] == pytest.approx(8 / row["step_seconds"], rel=0.01)
+        assert 0 < row["data_wait_share"] < 1
+        assert row["device_memory_gib"] > 0 and 0 <= row["device_utilization_percent"] <= 100
+        assert row.get("device_power_watts", 300) == 300
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] < max(rates) == pytest.approx(0.05, rel=0.05) and rates[-1] == pytest.approx(0.05 * 0.01)
 
 
 def test_killed_in_mid_epoch_and_resumed_gives_the_bits_of_the_uninterrupted_run(

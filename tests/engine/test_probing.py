@@ -17,13 +17,17 @@ from torch import nn
 from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.run import RunSpec
+from engine import fitting
+from engine import loop as engine_loop
 from engine.memory import LIMIT, LiveBytes, footprint, limited, model_footprint
 from engine.planning import Footprint
 from engine.probing import Probed, probe, searched
+from tests.engine.tiny_workload import Shipped, Tiny, TinyObjective, tiny_spec
 
 MakeSpec = Callable[..., RunSpec]
 CPU = torch.device("cpu")
 KIB = 1024
+SCORING_BYTES = 4096 * KIB
 
 
 def network() -> nn.Module:
@@ -192,6 +196,55 @@ def test_a_rank_with_less_memory_decides_for_all(
     assert outcome.candidates == (2, 4, 8)
     assert (outcome.micro_batch, outcome.fails) == (4, (8,))
     assert 0 < outcome.peak <= limit
+
+
+class Roomy(Shipped):
+    """Takes room of its own when it scores, and none in training."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().forward(rows) + torch.zeros(SCORING_BYTES // 4, device=rows.device)[0]
+
+
+@pytest.fixture
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Probed]:
+    """Probes the tiny workload in this process, as a rank does that may have `limit` bytes."""
+    spec = tiny_spec(tmp_path)
+
+    def look(*candidates: int, limit: int, shipped: type[Shipped] = Shipped) -> Probed:
+        def start(folder: Path) -> int:
+            fitting.try_all(replace(spec, output=str(folder)))
+            return 0
+
+        workload = Tiny()
+        workload.shipped = shipped
+        monkeypatch.setattr(engine_loop, "load", lambda name: workload)
+        monkeypatch.setenv(LIMIT, str(limit))
+        return searched(candidates, start)
+
+    return look
+
+
+def test_what_fits_in_training_and_not_in_scoring_does_not_fit(tried: Callable[..., Probed]) -> None:
+    limit = SCORING_BYTES // 2
+    assert tried(2, 4, 8, limit=limit).micro_batch == 8
+    assert tried(2, 4, 8, limit=limit, shipped=Roomy) == Probed((2, 4, 8), fails=(4, 2))
+    assert tried(8, limit=2 * SCORING_BYTES, shipped=Roomy).peak > SCORING_BYTES
+
+
+def test_what_fits_until_the_optimiser_has_its_state_does_not_fit(
+    tried: Callable[..., Probed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = []
+    for steps in (1, fitting.STEPS):
+        monkeypatch.setattr(fitting, "STEPS", steps)
+        peaks.append(tried(8, limit=1 << 40).peak)
+    first, second = peaks
+    state = 2 * 4 * sum(value.numel() for value in TinyObjective().parameters() if value.requires_grad)
+    assert state / 2 < second - first <= state, "AdamW's two moments rest beside the second step's activations"
+    between = (first + second) // 2
+    assert tried(8, limit=between) == Probed((8,), fails=(8,))
+    monkeypatch.setattr(fitting, "STEPS", 1)
+    assert tried(8, limit=between).fits == (8,), "the first step alone, and scoring, have room"
 
 
 @pytest.mark.parametrize(
