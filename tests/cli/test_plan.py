@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cli.main import app
 from contracts.plan import Hardware, Plan
 from contracts.workload import ROOT
 from tasks import plan as stage
+from tests.cli import parsed_project
+from tests.conftest import Scenes
+from tests.readme import readme_command
 
 LAPTOP = Hardware((), "CPU", 2, 8 << 30, 8 << 30, 1 << 30, "Linux x86_64")
 
@@ -39,3 +45,30 @@ def test_a_wish_that_cannot_be_is_an_error_with_the_way_out(project: Path) -> No
     assert shown.exit_code == 1
     assert "plan.micro_batch = 12 cannot be: it must be a multiple of train.ghost_batch = 8" in shown.output
     assert not (project / "data").exists()
+
+
+@pytest.mark.slow
+def test_measuring_times_real_steps_and_the_next_plan_takes_what_was_the_fastest(
+    scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one backend, so that it takes seconds; all of them train in tests/test_every_backend.py."""
+    folder = parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=8, ghost_batch=2)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["segmentation"]["plan"] = {"backend": "single", "precision": "fp32"}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    command = readme_command(".venv/bin/slipway plan segmentation --measure")
+
+    def said(*words: str) -> str:
+        variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    first = said(*command)
+    assert first.count("plan: single, ") == 2, "the fastest is timed once more"
+    assert "samples/s   1.00" in first and "<- chosen" in first
+    made = Plan.read(folder / "data/plan/segmentation/plan.json")
+    assert (made.backend, made.precision, made.global_batch) == ("single", "fp32", 8)
+    again = said(*command[:-1])
+    assert "measured before and taken from .slipway" in again and "plan: single" not in again
+    assert not (folder / "runs").exists()
