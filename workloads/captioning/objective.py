@@ -27,10 +27,10 @@ class CaptioningObjective(nn.Module):
         self.captioner = captioner
         self.contrast, self.ghost_batch = settings.contrast, settings.ghost_batch
         self.encoder_trains = settings.unfreeze_encoder > 0
-        # The language model knows words already, and how many of a caption's it foresees cannot be said; but it must not do worse
-        # than to take every one for equally likely.
+        # The language model knows words already: how many of a caption's it foresees cannot be said. Before it has learnt to look at
+        # the prefix it may even be sure of the wrong ones (7.7 where all alike would have 6.4), yet not of nearly every one.
         words = captioner.language_model.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
-        self.expected_loss = {"loss_words": (0.0, math.log(words))}
+        self.expected_loss = {"loss_words": (0.0, 2 * math.log(words))}
 
     def train(self, mode: bool = True) -> CaptioningObjective:
         """A frozen encoder stays as it is in use."""
