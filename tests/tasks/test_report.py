@@ -113,6 +113,15 @@ def test_the_page_shows_every_stage(complete: Path) -> None:
     assert "Not in this report" not in page.text
 
 
+@pytest.mark.parametrize(("metric", "note"), [(0.918, "0.217% given away to fp32"), (0.9292, "1% gained over fp32")])
+def test_what_ships_is_set_beside_fp32_in_words(complete: Path, metric: float, note: str) -> None:
+    path = Path("data") / "quantize" / NAME / "comparison.json"
+    comparison = read_json(path)
+    comparison["rows"][-1]["metric"] = metric
+    write_json(path, comparison)
+    assert note in Page(rendered()[0]).text
+
+
 def test_the_page_needs_no_network_and_runs_no_code(complete: Path) -> None:
     html, _ = rendered()
     page = Page(html)
