@@ -84,6 +84,11 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     _said(project, *readme_command(".venv/bin/slipway predict my-pictures"))
     assert json.loads((project / "predictions" / "predictions.json").read_text())
     if name == "captioning":
+        metrics = json.loads((project / "data" / "evaluate" / name / "metrics.json").read_text())
+        scores = {"cider", "bleu4", "rouge1", "rouge2", "rougeL", "rougeLsum", "meteor_exact_stem"}
+        assert scores <= set(metrics) and all(metrics[one] > 0 for one in ("cider", "rougeL", "meteor_exact_stem"))
+        report = (project / "data" / "report" / name / "report.html").read_text(encoding="utf-8")
+        assert "of unseen handwriting the encoder tells digit " in report and "ended at a training loss of " in report
         _said(project, *readme_command(".venv/bin/slipway quality captioning"))
         assert json.loads((project / "data" / "quality" / name / "quality.json").read_text())
         _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contracts.errors import SlipwayError
+from contracts.files import read_json
 from contracts.workload import Facts
 from workloads.captioning.settings import Base, CaptioningPrepare
 
@@ -31,6 +32,7 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
     tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`
     first; where the data are not the embedded ones, the language model from `captions`, and `made` says which parts they are.
+    `reached` has the figures of each part that was made, as far as they are known.
 
     Raises:
         SlipwayError: when a model cannot be had, or is none of those that captioning can use.
@@ -42,12 +44,15 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     made = base.make(folder, settings.base_steps, kinds=[kinds[part] for part in missing], captions=captions)
     encoder = settings.encoder or Base(name=made["vision"].as_posix())
     decoder = settings.decoder or Base(name=made["language"].as_posix())
+    told = {part: made[kinds[part]] / base.REACHED for part in missing}
+    reached = {part: read_json(file) for part, file in told.items() if file.is_file()}
     return {
         "encoder": _described(encoder, _vision_config(encoder)),
         "decoder": _described(decoder, _text_config(decoder)),
         "picture": _picture(encoder),
         "tokenizer": _tokenizer(decoder),
         **({"made": missing} if missing and captions is not None else {}),
+        **({"reached": reached} if reached else {}),
     }
 
 
@@ -60,6 +65,17 @@ def not_pretrained(facts: Facts) -> str | None:
         f"The base models are small ones made on the spot, not pretrained: {learnt}. captioning.prepare.encoder and"
         " captioning.prepare.decoder name real ones; `slipway use captioning distilvit` writes both (then set download and parse again)."
     )
+
+
+def reached(facts: Facts) -> str | None:
+    """What the base models that were made on the spot could do before any captioner was trained; None where there are none."""
+    found, said = facts.get("reached", {}), []
+    if "encoder" in found:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found["encoder"].items())
+        said.append(f"of unseen handwriting the encoder tells {shares} right")
+    if "decoder" in found:
+        said.append(f"the language model ended at a training loss of {found['decoder']['loss']:.3f} a token of a caption")
+    return f"What the base models made on the spot reached by themselves: {'; '.join(said)}." if said else None
 
 
 def _described(base: Base, config: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from contracts.workload import Chart, Facts, Measure, Scores
-from workloads.captioning.bases import not_pretrained
+from workloads.captioning.bases import not_pretrained, reached
 from workloads.captioning.cider import cider_d
 from workloads.captioning.phrases import DIGITS, HELD_OUT, OPPOSITE, Thing, understand
 from workloads.captioning.settings import CaptioningSettings
@@ -55,7 +55,7 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     }
     charts = [_lengths(captions, references), _terms(captions, references), *_digit_charts(judged)]
     said, notes = (CLIP, []) if settings.evaluate.clip else ({}, [WITHOUT_CLIP])
-    notes = [note for note in (not_pretrained(facts), *notes) if note]
+    notes = [note for note in (not_pretrained(facts), reached(facts), *notes) if note]
     return Scores(metrics, _rows(judged), charts, {**meanings(), **said}, notes)
 
 

@@ -63,6 +63,12 @@ def test_one_s_own_photographs_go_through_every_stage(
     assert "warning: The base models are small ones made on the spot, not pretrained" in said
     report = Path("data/report/captioning/report.md").read_text(encoding="utf-8")
     assert "The base models are small ones made on the spot, not pretrained" in report
+    reached = [json.loads(file.read_text()) for file in sorted(Path("data/prepare/captioning").glob("*/reached.json"))]
+    assert [set(each) for each in reached] == [{"loss"}, {"digit", "colour", "small"}], (
+        "of the language model, of the encoder"
+    )
+    assert f"of unseen handwriting the encoder tells digit {reached[1]['digit']:.1%}, colour" in report
+    assert f"the language model ended at a training loss of {reached[0]['loss']:.3f} a token of a caption." in report
     told = json.loads(Path("data/evaluate/captioning/metrics.json").read_text())
     assert told["num"] == len(records.split("test")) > 0
     try:
