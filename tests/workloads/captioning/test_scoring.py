@@ -261,6 +261,19 @@ def test_captions_that_say_what_the_references_say_score_best() -> None:
     assert all(metrics[name] == pytest.approx(1) for name in best)
 
 
+def test_the_scores_of_the_field_are_all_among_what_is_reported() -> None:
+    """Each as it is alone: something that is written and never called is in none."""
+    said, known = (
+        ["a dog runs on the wet grass", "two cats sleep"],
+        [["a dog runs on the grass"], ["two cats sleep here", "cats"]],
+    )
+    metrics = score(*(one(caption, *each) for caption, each in zip(said, known, strict=True))).metrics
+    alone = against_references(said, known)
+    assert set(alone) == {"cider", "bleu4", "rouge1", "rouge2", "rougeL", "rougeLsum", "meteor_exact_stem"}
+    assert {name: metrics[name] for name in alone} == alone
+    assert all(0 < value < 10 for value in alone.values())
+
+
 def test_every_metric_and_every_column_is_explained() -> None:
     scores = score(scene("a red seven", ONE), scene("a red seven", TWO), scene("a red one", new_pair()))
     assert {*scores.metrics, *scores.rows[0]} == set(scores.meanings)
