@@ -57,6 +57,21 @@ def test_padding_is_not_trained_on(tiny: Any) -> None:
     assert torch.allclose(plain["loss"], padded["loss"], atol=1e-6)
 
 
+def test_the_output_layer_sees_the_positions_before_the_labels_and_no_others(tiny: Any) -> None:
+    batch, objective, seen = batch_of(tiny, range(6)), objective_of(tiny).eval(), []
+    language, hidden = objective.captioner.language_model, []
+    language.get_output_embeddings().register_forward_hook(lambda layer, inputs, logits: seen.append((inputs[0], logits)))
+    language.base_model.register_forward_hook(lambda model, inputs, output: hidden.append(output.last_hidden_state))
+    objective(batch)
+    [(shown, logits)], [whole] = seen, hidden
+    there = batch["labels"] != IGNORED
+    num, prefix = int(there.sum()), whole.shape[1] - batch["labels"].shape[1] + 1
+    assert num < there.numel(), "some of it is padding"
+    assert logits.shape == (num, tiny.facts["decoder"]["config"]["vocab_size"])
+    places = [(row, prefix - 1 + column) for row, column in there.nonzero().tolist()]
+    assert torch.equal(shown, torch.stack([whole[place] for place in places]))
+
+
 def test_the_words_begin_less_than_twice_as_badly_as_by_guessing_among_all_that_the_language_model_knows(tiny: Any) -> None:
     objective = objective_of(tiny)
     least, most = objective.expected_loss["loss_words"]
