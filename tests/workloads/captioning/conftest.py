@@ -28,15 +28,15 @@ class Tiny:
         return self.settings.model_copy(update={"train": self.settings.train.model_copy(update=values)})
 
 
-def write_bases(folder: Path, *, encoder: str = "siglip") -> dict[str, dict[str, str]]:
+def write_bases(folder: Path, *, encoder: str = "siglip", decoder: str = "llama") -> dict[str, dict[str, str]]:
     """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them."""
     import torch
     from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
         CLIPImageProcessor,
         CLIPVisionConfig,
         CLIPVisionModel,
-        LlamaConfig,
-        LlamaForCausalLM,
         PreTrainedTokenizerFast,
         SiglipImageProcessor,
         SiglipVisionConfig,
@@ -65,15 +65,10 @@ def write_bases(folder: Path, *, encoder: str = "siglip") -> dict[str, dict[str,
         tokenizer_object=train_tokenizer([" ".join(pair) for pair in texts(300, 0)]), eos_token=END, pad_token=END
     )
     end: Any = tokenizer.convert_tokens_to_ids(END)
-    config = LlamaConfig(
-        **sizes,
-        vocab_size=len(tokenizer),
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        eos_token_id=end,
-        bos_token_id=end,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "decoder")
+    words = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, "eos_token_id": end, "bos_token_id": end}
+    heads = {} if decoder == "gpt2" else {"num_key_value_heads": 1}
+    config = AutoConfig.for_model(decoder, **sizes, **heads, **words)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
     return {part: {"name": str(folder / part)} for part in ("encoder", "decoder")}
 

@@ -77,6 +77,25 @@ def test_the_published_folder_opens_with_transformers_and_says_the_same_tokens(
     assert len({tuple(tokens) for tokens in ours}) > 1
 
 
+@pytest.mark.parametrize(("encoder", "decoder"), [("vit", "gpt2"), ("siglip", "qwen2")])
+def test_the_graphs_of_any_encoder_and_language_model_say_what_generate_says(
+    tiny: Tiny, tmp_path: Path, encoder: str, decoder: str
+) -> None:
+    facts = describe_bases(
+        CaptioningPrepare.model_validate(write_bases(tmp_path, encoder=encoder, decoder=decoder)), tmp_path
+    )
+    captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
+    write_graphs(graphs(captioner, facts), tmp_path, recipe="fp32")
+    images, end = images_of(tiny, 9), facts["tokenizer"]["end"]
+    ours = describe(open_run(tmp_path, threads=1), images, facts["picture"], end=end, longest=LONGEST, beams=1)
+    with torch.no_grad():
+        prefix = captioner.prefix(captioner.features(torch.from_numpy(normalized(images, facts["picture"]))))
+        how: dict[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+        theirs = captioner.decoder.generate(inputs_embeds=prefix, **how).tolist()
+    assert ours == [row[: row.index(end) + 1] if end in row else row for row in theirs]
+    assert len({tuple(tokens) for tokens in ours}) > 1
+
+
 def test_beam_search_finds_captions_at_least_as_likely_as_greedy_ones(tiny: Tiny) -> None:
     objective = loud(build(tiny.settings, tiny.facts, pretrained=True))
     run = torch_run(graphs(objective.captioner, tiny.facts), "cpu")
@@ -106,6 +125,11 @@ def likelihood(objective: Any, tiny: Tiny, captions: list[list[int]], images: np
 def write_files(tiny: Tiny, folder: Path, *, recipe: str) -> Mapping[str, Graph]:
     """The tiny captioner's graphs as a stage leaves them in `folder`, and the modules they come from."""
     parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
+    write_graphs(parts, folder, recipe=recipe)
+    return parts
+
+
+def write_graphs(parts: Mapping[str, Graph], folder: Path, *, recipe: str) -> None:
     for name, graph in parts.items():
         path = folder / "graphs" / f"{name}.onnx"
         write_onnx(graph, path, ExportSettings())
@@ -114,7 +138,6 @@ def write_files(tiny: Tiny, folder: Path, *, recipe: str) -> Mapping[str, Graph]
     described = {name: describe_graph(name, graph) for name, graph in parts.items()}
     told = {"workload": "captioning", "settings": {}, "facts": {}, "recipe": recipe, "graphs": described}
     write_json(folder / "artifact.json", told)
-    return parts
 
 
 @pytest.mark.slow
