@@ -93,7 +93,7 @@ class AlgorithmDistillation:
     def score(self, measures: Iterable[Measure], settings: DistillationSettings, facts: Facts) -> Scores:
         from workloads.algorithm_distillation.scoring import score
 
-        return score(measures, settings.evaluate)
+        return score(measures, settings.evaluate, window=settings.train.window)
 
     def gallery(
         self, run: Run, records: Records, settings: DistillationSettings, facts: Facts

@@ -15,14 +15,19 @@ from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
 from workloads.algorithm_distillation.drawing import film, picture
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.histories import Histories
 from workloads.algorithm_distillation.moments import ACTION, returns
-from workloads.algorithm_distillation.rolling import play, random_returns
+from workloads.algorithm_distillation.rolling import imitated, play, random_returns
 from workloads.algorithm_distillation.settings import DistillationSettings
 
 
 def measure(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[Measure]:
     """For each record a rollout on its task: `returns` of the model and of the `source`, the `optimum` and what `random`
-    actions get; `quality` is the share of the optimum in the last episodes."""
+    actions get; `quality` is the share of the optimum in the last episodes.
+
+    Of the first learner on each task of the test split there are also the `targets` in each episode, and those that come out
+    `right` where the source's history is the context. They have a pass of their own: no bit of the rollouts depends on them.
+    """
     evaluate = settings.evaluate.fits(facts["episodes"])
     for start in range(0, len(records), evaluate.batch_size):
         part = records.take(range(start, min(start + evaluate.batch_size, len(records))))
@@ -30,6 +35,7 @@ def measure(run: Run, records: Records, settings: DistillationSettings, facts: F
         tasks = np.array([row.inputs["task"] for row in rows])
         found = returns(play(run, tasks, [row.key for row in rows], settings.train, facts))
         optima, chance = ENVIRONMENTS[facts["environment"]].optimum(tasks), random_returns(tasks, facts)
+        right = imitations(run, part, settings, facts)
         for row, own, optimum, random in zip(rows, found, optima.tolist(), chance.tolist(), strict=True):
             quality = min(1.0, float(own[-evaluate.last :].mean()) / optimum)
             yield {
@@ -39,7 +45,19 @@ def measure(run: Run, records: Records, settings: DistillationSettings, facts: F
                 "optimum": optimum,
                 "random": random,
                 "quality": quality,
+                **right.get(row.key, {}),
             }
+
+
+def imitations(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> dict[str, Measure]:
+    """`right` and `targets` in each episode, by key, of those records whose histories are shown to the model."""
+    rows = [row for row in records if row.split == "test" and row.inputs["learner"] == 0]
+    if not rows:
+        return {}
+    histories = Histories(records.root)
+    shown = np.stack([histories.array(row.inputs["part"])[row.inputs["row"]] for row in rows])
+    right, targets = (found.tolist() for found in imitated(run, shown, settings.train, facts))
+    return {row.key: {"right": right[at], "targets": targets[at]} for at, row in enumerate(rows)}
 
 
 def gallery(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,5 @@
-"""Playing with frozen weights: the model is let loose on a task it does not know, and learns from its context alone. No torch."""
+"""Playing with frozen weights: the model is let loose on a task it does not know, and learns from its context alone; or it is shown
+what the source did there, and asked what it would have done. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
 from workloads.algorithm_distillation.moments import ACTION, PLACE, REWARD, empty
 from workloads.algorithm_distillation.settings import DistillationTrain
-from workloads.algorithm_distillation.tokens import FIELDS, Vocabulary, tokens_of
+from workloads.algorithm_distillation.tokens import FIELDS, IGNORED, Vocabulary, labels_of, tokens_of
 
 GROWTH = 64
 
@@ -65,26 +66,49 @@ def play(run: Run, tasks: np.ndarray, keys: Sequence[str], settings: Distillatio
     vocabulary, rooms = Vocabulary.of(facts), ENVIRONMENTS[facts["environment"]](tasks)
     chances = np.stack([generator(key).random((vocabulary.episodes, vocabulary.horizon)) for key in keys])
     histories = empty(rooms.num, episodes=vocabulary.episodes, horizon=vocabulary.horizon)
-    cache = Cache(rooms.num, settings)
-    latents = np.zeros((rooms.num, settings.latents, settings.width), np.float32)
+    histories[:, :, 0, PLACE] = rooms.reset()[:, None]
+    for episode, step, logits in read(run, histories, settings, vocabulary):
+        if step == vocabulary.horizon:
+            rooms.reset()
+            continue
+        moments, actions = histories[:, episode], chosen(logits, chances[:, episode, step])
+        moments[:, step, ACTION] = actions
+        moments[:, step + 1, PLACE], moments[:, step + 1, REWARD] = rooms.step(actions)
+    return histories
+
+
+def imitated(run: Run, histories: np.ndarray, settings: DistillationTrain, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    """How many of a source's actions come out likeliest where its own history, uint8 [n, episodes, horizon + 1, 4], and not the
+    model's is the context: right ones and targets, int64 [n, episodes] each."""
+    labels = labels_of(histories)
+    guesses = np.empty_like(labels)
+    for episode, step, logits in read(run, histories, settings, Vocabulary.of(facts)):
+        guesses[:, episode, step] = logits.argmax(-1)
+    return (guesses == labels).sum(-1), (labels != IGNORED).sum(-1)
+
+
+def read(
+    run: Run, histories: np.ndarray, settings: DistillationTrain, vocabulary: Vocabulary
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Show the model histories uint8 [n, episodes, horizon + 1, 4], moment by moment: gives episode, step and logits [n, 5].
+
+    A moment is looked at when it is its turn: who asks may first write what came of the last one.
+    """
+    num = len(histories)
+    cache = Cache(num, settings)
+    latents = np.zeros((num, settings.latents, settings.width), np.float32)
     for episode in range(vocabulary.episodes):
         if settings.window and episode and episode % settings.window == 0:
             first = episode - settings.window
-            window = tokens_of(histories[:, first:episode], vocabulary, first=first).reshape(rooms.num, -1, len(FIELDS))
+            window = tokens_of(histories[:, first:episode], vocabulary, first=first).reshape(num, -1, len(FIELDS))
             left = run("compress", latents=latents, tokens=window.astype(np.int64))
             latents = left["latents_after"]
             cache.begin_with(left["cache"])
-        moments = histories[:, episode]
-        moments[:, 0, PLACE] = rooms.reset()
         for step in range(vocabulary.horizon + 1):
-            tokens = tokens_of(moments[:, None], vocabulary, first=episode)[:, 0, step].astype(np.int64)
+            tokens = tokens_of(histories[:, episode, None], vocabulary, first=episode)[:, 0, step].astype(np.int64)
             found = run("step", tokens=tokens, position=cache.position, **cache.arrays)
             cache.take_in(found["fresh"])
-            if step < vocabulary.horizon:
-                actions = chosen(found["logits"], chances[:, episode, step])
-                moments[:, step, ACTION] = actions
-                moments[:, step + 1, PLACE], moments[:, step + 1, REWARD] = rooms.step(actions)
-    return histories
+            yield episode, step, found["logits"]
 
 
 def chosen(logits: np.ndarray, chances: np.ndarray) -> np.ndarray:

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 from contracts.workload import Chart, Measure, Scores
+from workloads.algorithm_distillation.environments.room import NUM_ACTIONS
 from workloads.algorithm_distillation.settings import RolloutEvaluate
 
 METRIC = "return_of_optimum"
+ACCURACY = "action_accuracy"
 # The bootstrap: how often rollouts are drawn again, and the part of the draws that a band holds.
 NUM_DRAWS, BAND = 500, (0.025, 0.975)
 
 
-def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
-    """The share of the optimum in the last episodes, its rise, and the same for the source and for chance."""
+def score(measures: Iterable[Measure], settings: RolloutEvaluate, *, window: int | None = None) -> Scores:
+    """The share of the optimum in the last episodes, its rise, and the same for the source and for chance; and, where histories of
+    the source were shown, how many of its actions are found after each number of compressions of a `window` of episodes."""
     found = list(measures)
     if not found:
         return Scores({METRIC: 0.0})
@@ -42,8 +45,33 @@ def score(measures: Iterable[Measure], settings: RolloutEvaluate) -> Scores:
     }
     bands = {"model": band(model[draws].mean(1)), "source": band(source[draws].mean(1))}
     title, y = "Learning in context, with frozen weights", "return, share of the optimum"
-    chart = Chart(title, "lines", "episode", y, lines, "model", bands)
-    return Scores(metrics, by_task(found, model, last), [chart], meanings(settings))
+    charts = [Chart(title, "lines", "episode", y, lines, "model", bands)]
+    if shown := [one for one in found if "right" in one]:
+        right, targets = (np.array([one[name] for one in shown]).sum(0) for name in ("right", "targets"))
+        metrics |= accuracies(right, targets, window)
+        charts.append(chart_of_imitation(right, targets))
+    return Scores(metrics, by_task(found, model, last), charts, meanings(settings, metrics))
+
+
+def accuracies(right: np.ndarray, targets: np.ndarray, window: int | None) -> dict[str, float]:
+    """The share of targets that come out likeliest, of counts in each episode [episodes]: of all, and after each number of
+    compressions, where one has any."""
+    parts = {ACCURACY: slice(None)}
+    if window:
+        starts = range(0, len(targets), window)
+        parts |= {f"{ACCURACY}_depth_{depth}": slice(start, start + window) for depth, start in enumerate(starts)}
+    return {name: float(right[part].sum() / targets[part].sum()) for name, part in parts.items() if targets[part].any()}
+
+
+def chart_of_imitation(right: np.ndarray, targets: np.ndarray) -> Chart:
+    """The same for each episode that has targets."""
+    there = np.flatnonzero(targets)
+    episodes = (there + 1).tolist()
+    lines = {
+        "model": (episodes, (right[there] / targets[there]).tolist()),
+        "chance": (episodes, [1 / NUM_ACTIONS] * len(episodes)),
+    }
+    return Chart("Actions of the source that are found in its own histories", "lines", "episode", "share", lines, "model")
 
 
 def resampled(groups: Sequence[str]) -> np.ndarray:
@@ -88,8 +116,9 @@ def by_task(found: list[Measure], model: np.ndarray, last: slice) -> list[dict[s
     return sorted(rows, key=lambda row: row["return_of_optimum"])
 
 
-def meanings(settings: RolloutEvaluate) -> dict[str, str]:
+def meanings(settings: RolloutEvaluate, metrics: Iterable[str]) -> dict[str, str]:
     """What the numbers mean."""
+    depths = {name: name.rpartition("_")[2] for name in metrics if name.startswith(f"{ACCURACY}_depth_")}
     return {
         METRIC: f"Mean return in the last {settings.last} episodes of a rollout with frozen weights, divided by the optimum.",
         "first_episode": "The same in the first episode, before anything could be learnt in context.",
@@ -99,4 +128,10 @@ def meanings(settings: RolloutEvaluate) -> dict[str, str]:
         "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number: from",
         "high": "to.",
         "worst_task": "The same as the first, on the task that is learnt worst.",
+        ACCURACY: "On histories of the source on these tasks, with what it did as the context: the share of the actions it meant that "
+        "the model finds likeliest. Where several are equally good the source draws one, so 1 is out of reach.",
+        **{
+            name: f"The same at depth {depth}: so many windows have been compressed before."
+            for name, depth in depths.items()
+        },
     }

@@ -23,10 +23,12 @@ from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.moments import ACTION, returns
 from workloads.algorithm_distillation.objective import DistillationObjective, build, make_optimizer
-from workloads.algorithm_distillation.rolling import chosen, play
+from workloads.algorithm_distillation.predicting import imitations
+from workloads.algorithm_distillation.rolling import chosen, imitated, play
 from workloads.algorithm_distillation.saving import load, save
+from workloads.algorithm_distillation.scoring import accuracies
 from workloads.algorithm_distillation.settings import DistillationSettings
-from workloads.algorithm_distillation.tokens import IGNORED, Vocabulary, tokens_of
+from workloads.algorithm_distillation.tokens import IGNORED, Vocabulary, labels_of, tokens_of
 
 from .conftest import Tiny
 
@@ -114,6 +116,42 @@ def test_a_rollout_asks_the_model_exactly_what_training_asked(tiny: Tiny, window
         wanted = learner(torch.from_numpy(tokens))
     assert torch.allclose(torch.from_numpy(np.stack(logits, axis=1)), wanted, atol=2e-4)
     assert asked.count("compress") == (0 if window is None else 3)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_evaluation_finds_of_a_sources_actions_what_the_loss_says_is_found(tiny: Tiny, window: int | None) -> None:
+    """At every depth, though it reads moment by moment through the graphs that ship."""
+    settings, objective = settings_with(tiny, window).train, fresh(tiny, strong=True, window=window)
+    histories = np.array(tiny.histories.array("part-00000")[:2])
+    right, targets = imitated(
+        torch_run(graphs(objective.learner, settings, tiny.facts), "cpu"), histories, settings, tiny.facts
+    )
+    tokens = tokens_of(histories, Vocabulary.of(tiny.facts)).reshape(2, -1, 7)
+    told = objective({"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels_of(histories)).reshape(2, -1)})
+    wanted = {name: float(value) for name, value in told.items() if name.startswith("accuracy")}
+    found = accuracies(right.sum(0), targets.sum(0), window)
+    assert {name.removeprefix("action_"): value for name, value in found.items()} == pytest.approx(wanted)
+    assert len(found) == (1 if window is None else 5)
+
+
+def test_histories_are_shown_of_the_first_learner_on_each_test_task_and_none_of_val(tiny: Tiny) -> None:
+    """Val is scored after every epoch, and timed."""
+    told = np.zeros((1, 5), np.float32)
+
+    def run(graph: str, /, *, tokens: np.ndarray, **arrays: np.ndarray) -> Arrays:
+        return {"logits": told.repeat(len(tokens), 0), "fresh": np.zeros((len(tokens), 3, 2, 2, 32), np.float32)}
+
+    test = list(tiny.records.split("test"))
+    shown = imitations(run, tiny.records.split("test"), tiny.settings, tiny.facts)
+    assert [*shown] == [row.key for row in test if row.inputs["learner"] == 0] and len(shown) == 8 < len(test)
+    for row in test[:8]:
+        if row.key in shown:
+            labels = labels_of(tiny.histories.array(row.inputs["part"])[row.inputs["row"]][None])
+            assert shown[row.key] == {
+                "right": (labels == 0).sum((0, 2)).tolist(),
+                "targets": (labels != IGNORED).sum((0, 2)).tolist(),
+            }
+    assert imitations(run, tiny.records.split("val"), tiny.settings, tiny.facts) == {}
 
 
 def test_what_is_before_a_window_is_known_by_the_latents_alone(tiny: Tiny) -> None:
@@ -232,4 +270,5 @@ def test_a_fresh_learner_gets_about_what_random_actions_get(tiny: Tiny) -> None:
     own, chance = (np.mean([np.mean(one[name]) for one in found]) for name in ("returns", "random"))
     assert own == pytest.approx(chance, abs=0.5)
     assert all(len(one["source"]) == len(one["returns"]) == 24 for one in found)
+    assert sum("right" in one for one in found) == 8
     assert returns(tiny.histories.array("part-00000")).shape == (162, 24)

@@ -40,6 +40,18 @@ def test_the_metric_is_the_return_of_the_last_episodes_as_a_share_of_the_optimum
     assert found.charts[0].lines["model"][1] == [0, 0.75, 1]
 
 
+def test_the_actions_that_are_found_count_after_each_number_of_compressions() -> None:
+    """By targets, not by histories; what was not shown, and an episode without targets, count nothing."""
+    shown = [{"right": [0, 2, 3], "targets": [0, 4, 4]}, {"right": [0, 0, 1], "targets": [0, 4, 2]}, {}]
+    found = score([{**rollout("a", [0, 5, 10], 10), **one} for one in shown], RolloutEvaluate(last=2), window=2)
+    wanted = {"action_accuracy": 6 / 14, "action_accuracy_depth_0": 2 / 8, "action_accuracy_depth_1": 4 / 6}
+    assert {name: value for name, value in found.metrics.items() if "accuracy" in name} == pytest.approx(wanted)
+    assert found.meanings.keys() >= wanted.keys() and "depth 1" in found.meanings["action_accuracy_depth_1"]
+    assert found.charts[1].lines["model"] == ([2, 3], pytest.approx([2 / 8, 4 / 6]))
+    plain = score([{**rollout("a", [0, 5, 10], 10), **shown[0]}], RolloutEvaluate(last=2)).metrics
+    assert [name for name in plain if "accuracy" in name] == ["action_accuracy"]
+
+
 def played(num_tasks: int, *, rollouts: int = 4, spread: float = 0.25) -> Scores:
     """The scores of so many tasks, each learnt as well as chance has it."""
     rng = np.random.default_rng(0)
