@@ -27,6 +27,7 @@ import yaml
 from benchmarks.conditions import load_now, write_result
 from contracts.files import read_json, replace_when_complete, write_json
 from contracts.workload import ROOT
+from tasks.reporting.findings import git_state
 
 NAME = "algorithm_distillation"
 STAGES = ("download", "parse", "prepare", "plan", "train", "evaluate")
@@ -128,13 +129,14 @@ def cores_of(process: psutil.Process) -> list[int]:
 
 
 def row_of(learner: Learner, folder: Path, core: int) -> dict[str, Any]:
-    """What one reached on its held-out tasks, or why its histories were refused."""
+    """What one reached on its held-out tasks, or why its histories were refused; `code` says by which revision."""
     kept = folder / f"{learner.name}.json"
     if not kept.exists():
+        code = git_state()
         with replace_when_complete(folder / learner.name) as project:
             project.mkdir(parents=True)
             (project / "params.yaml").write_text(yaml.safe_dump({NAME: learner.section()}), encoding="utf-8")
-            write_json(kept, {**asdict(learner), **reached(project, core)})
+            write_json(kept, {**asdict(learner), "code": code, **reached(project, core)})
         print(kept.read_text(), flush=True)
     return read_json(kept)
 
