@@ -240,6 +240,10 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> C
     return made
 
 
+# Beside ddp: those whose checkpoints are put together of several ranks' parts.
+ALSO_RESUMED = [("algorithm_distillation", "fsdp"), ("algorithm_distillation", "deepspeed")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", NAMES[1:])
 @pytest.mark.parametrize("workload", OTHERS)
@@ -248,7 +252,7 @@ def test_two_ranks_train_every_other_workload_as_single_does(
 ) -> None:
     spec = make_small_spec(workload, backend)
     learn_the_same(spec, small_reference(spec), train)
-    if backend == "ddp":
+    if backend == "ddp" or (workload, backend) in ALSO_RESUMED:
         resume_to_the_same_bits(spec, train)
 
 
@@ -264,6 +268,8 @@ def test_two_ranks_train_compressed_distillation_as_single_does(
     spec = make_small_spec("algorithm_distillation", backend, **COMPRESSED)
     learn_the_same(spec, small_reference(spec), train)
     assert any(".compressor." in name for name in last_weights(spec))
+    if backend == "ddp":
+        resume_to_the_same_bits(spec, train)
 
 
 @pytest.mark.slow
