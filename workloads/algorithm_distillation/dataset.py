@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import compute
 
 from contracts.records import Records
 from contracts.workload import Facts
@@ -21,9 +23,8 @@ class HistoryDataset:
         self.vocabulary = Vocabulary.of(facts)
         self.arrays = [histories.array(part) for part in histories.index["parts"]]
         inputs = records.table["inputs"].combine_chunks().take(records.positions)
-        numbers = {name: number for number, name in enumerate(histories.index["parts"])}
-        self.parts = np.array([numbers[name] for name in inputs.field("part").to_pylist()])
-        self.rows = np.array(inputs.field("row").to_pylist())
+        self.parts = compute.index_in(inputs.field("part"), value_set=pa.array(histories.index["parts"])).to_numpy()
+        self.rows = inputs.field("row").to_numpy()
 
     def __len__(self) -> int:
         return len(self.rows)
