@@ -133,6 +133,13 @@ def fold(objective: nn.Module, replicas: Sequence[nn.Module]) -> None:
             _fold_layer(layer, [other for other in others if isinstance(other, _Ghost)])
 
 
+def forget(objective: nn.Module) -> None:
+    """Drop what a copy has seen in a step that is done again."""
+    for layer in objective.modules():
+        if isinstance(layer, _Ghost):
+            layer.num_ghosts = 0
+
+
 def _fold_layer(layer: _Ghost, others: Sequence[_Ghost]) -> None:
     for other in others:
         layer.num_ghosts += other.num_ghosts

@@ -16,7 +16,7 @@ from torch import nn
 from contracts.plan import Plan
 from engine.backends.single import Single
 from engine.feeding import moved
-from engine.normalization import fold
+from engine.normalization import fold, forget
 
 
 class Dp(Single):
@@ -60,6 +60,7 @@ class Dp(Single):
         self._turn = 0
         for one in self._models[1:]:
             one.zero_grad(set_to_none=True)
+            forget(one)
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)

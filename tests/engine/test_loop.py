@@ -25,9 +25,10 @@ from engine.launch import environment, launch
 from engine.loop import Loop, _StopRequest
 from engine.telemetry import CudaTelemetry
 from engine.tracking import read_journal
-from tests.engine.planted import plant
+from tests.engine import planted
+from tests.engine.planted import LARGEST_BATCH, plant
 from tests.engine.test_telemetry import SmallGpu, SmallMemory, SmallNvml
-from tests.engine.tiny_workload import TinyObjective
+from tests.engine.tiny_workload import Shipped, TinyObjective
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -258,6 +259,24 @@ def test_a_batch_of_which_nothing_counts_is_refused_with_its_records(make_tiny_s
     loop.backend.forward = lambda batch: {**plain(batch), "weight": torch.zeros(())}
     with pytest.raises(SlipwayError, match=r"nothing counts in step 0: none of its samples \(.+, \.\.\.\) has a label"):
         loop.run()
+
+
+@pytest.mark.parametrize(("backend", "layout"), [("single", {}), ("dp", {"replicas": 2})])
+def test_where_memory_runs_out_in_one_process_the_step_is_done_again_with_half_the_micro_batch(
+    make_tiny_spec: MakeSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backend: str,
+    layout: dict[str, Any],
+) -> None:
+    how = {"backend": backend, "layout": layout, "dropout": 0, "global_batch": 16, "micro_batch": 2 * LARGEST_BATCH}
+    undisturbed = _train(make_tiny_spec("undisturbed", **how))
+    for module in (TinyObjective, Shipped):
+        monkeypatch.setattr(module, "forward", module.forward)  # to be put back
+    planted.memory()
+    assert _difference(_train(make_tiny_spec("short", **how)), undisturbed) < 1e-6
+    step = (planted.FAILING_CALL - 1) // 4
+    assert f"memory ran out in step {step}: going on with micro-batches of 2 instead of 4" in capsys.readouterr().out
 
 
 def test_two_ranks_meet_once_a_step(make_tiny_spec: MakeSpec) -> None:
