@@ -85,7 +85,7 @@ class Checkpoints:
             if manifest["fingerprint"] != self.fingerprint:
                 raise SlipwayError(
                     f"{checkpoint.folder} belongs to another run: its fingerprint is {manifest['fingerprint']}, this run's is "
-                    f"{self.fingerprint}. Settings or data differ; remove the folder, or restore what it was trained with"
+                    f"{self.fingerprint}. Settings, data or the workload's code differ; remove the folder, or restore what it was trained with"
                 )
             if whole:
                 return checkpoint.step, torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)

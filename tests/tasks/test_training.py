@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contracts import workload
+from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import load
+from engine.loop import Loop
 from tasks.training import training_run
 from tests.engine.tiny_ranks import join_the_house
 from tests.engine.tiny_workload import NAME, write_rows
@@ -47,6 +51,24 @@ def test_other_settings_of_train_are_another_run_that_trains_its_own_steps(train
 def test_what_learns_nothing_else_is_the_same_run() -> None:
     same = [run_of(), run_of(micro_batch=2), run_of(checkpoint_minutes=1), run_of(keep_checkpoints=5)]
     assert len({run.fingerprint for run in same}) == 1
+
+
+def test_other_code_of_the_workload_is_another_run_and_its_checkpoints_are_refused_with_both_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[[RunSpec], RunResult]
+) -> None:
+    monkeypatch.setattr(workload, "ROOT", tmp_path)
+    source = tmp_path / "workloads" / NAME / "model" / "blocks.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("NUM_BLOCKS = 2\n")
+    before = run_of()
+    source.write_text("NUM_BLOCKS = 3\n")
+    after = run_of()
+    assert before.fingerprint != after.fingerprint and before.output != after.output
+    train(before)
+    with pytest.raises(SlipwayError, match=f"fingerprint is {before.fingerprint}, this run's is {after.fingerprint}"):
+        Loop(replace(after, output=before.output)).run()
+    source.write_text("NUM_BLOCKS = 2\n")
+    assert run_of().fingerprint == before.fingerprint
 
 
 def test_other_records_or_facts_are_another_run() -> None:
