@@ -1,4 +1,6 @@
-"""What only a GPU can show: every backend on one of them through NCCL, its precisions, and the batch that fills it."""
+"""What only a GPU can show: every backend on one of them through NCCL, its and its precisions.
+
+The batch that fills it is in `test_probing.py`."""
 
 from __future__ import annotations
 

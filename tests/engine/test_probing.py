@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,54 @@ def test_what_fits_until_the_optimiser_has_its_state_does_not_fit(
     assert tried(8, limit=between) == Probed((8,), fails=(8,))
     monkeypatch.setattr(fitting, "STEPS", 1)
     assert tried(8, limit=between).fits == (8,), "the first step alone, and scoring, have room"
+
+
+class Hungry(TinyObjective):
+    """Keeps `bytes_each` of every sample for the backward, twice."""
+
+    bytes_each = 0
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        room = self.last.bias[0] * batch["rows"].new_ones(len(batch["rows"]), self.bytes_each // 4)
+        return {"loss": super().forward(batch)["loss"] + 0 * room.square().mean()}
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
+
+
+# A GPU's allocator gives and takes in pieces of 2 MiB: samples are to be larger.
+@pytest.mark.parametrize(("device", "each"), [("cpu", 64 * KIB), pytest.param("cuda", 8192 * KIB, marks=NO_GPU)])
+def test_what_is_found_to_fit_is_within_a_twentieth_of_the_most_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, each: int
+) -> None:
+    workload, limit = Tiny(), 256 * each
+    workload.make_objective = Hungry
+    monkeypatch.setattr(Hungry, "bytes_each", each)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a run's own, which nobody would take away
+    monkeypatch.setattr(engine_loop, "load", lambda name: workload)
+    monkeypatch.setenv(LIMIT, str(limit))
+
+    def run(micro_batch: int) -> RunSpec:
+        spec = tiny_spec(tmp_path / str(micro_batch), ghost_batch=2, global_batch=micro_batch, epochs=1)
+        return replace(spec, plan=replace(spec.plan, device=device, micro_batch=micro_batch, accumulation=1))
+
+    def start(folder: Path) -> int:
+        fitting.try_all(replace(run(candidates[-1]), output=str(folder)))
+        return 0
+
+    def trains(micro_batch: int) -> bool:
+        """Whether a real run gets through its epoch, scoring included, without smaller micro-batches."""
+        loop = engine_loop.Loop(run(micro_batch))
+        with limited(torch.device(device)):
+            result = loop.run()
+        return result is not None and result.extra["micro_batch"] == micro_batch
+
+    candidates = tuple(range(2, 256, 2))
+    found = searched(candidates, start)
+    assert len(found.fits) + len(found.fails) <= math.floor(math.log2(len(candidates))) + 1
+    assert found.micro_batch is not None and found.fails
+    assert trains(found.micro_batch)
+    assert not trains(2 * math.ceil(found.micro_batch / 0.95 / 2))
 
 
 @pytest.mark.parametrize(
