@@ -88,9 +88,9 @@ def spec_for(
 
 
 def alone(spec: RunSpec, output: Path, *, micro_batch: int = 2) -> RunSpec:
-    """The same run on `single`."""
+    """The same run on `single`, with activations kept."""
     accumulation = spec.settings["train"]["global_batch"] // micro_batch
-    cut = {"micro_batch": micro_batch, "accumulation": accumulation}
+    cut = {"micro_batch": micro_batch, "accumulation": accumulation, "activation_checkpointing": False}
     return replace(
         spec, plan=replace(spec.plan, backend="single", ranks=1, replicas=1, offload="none", **cut), output=str(output)
     )
@@ -175,11 +175,32 @@ def go_on(spec: RunSpec, other: RunSpec, train: Train) -> None:
     assert difference(last_weights(spec), last_weights(other)) < TOLERANCE
 
 
-HALF = [("ddp", {"compress_gradients": True}), ("fsdp", {"precision": "bf16"}), ("deepspeed", {"precision": "bf16"})]
+@pytest.mark.slow
+def test_one_run_may_go_on_under_one_backend_after_the_other(make_tiny_spec: MakeSpec, reference: Any, train: Train) -> None:
+    spec = spec_for(make_tiny_spec, "fsdp", {}, 2, 2)
+    for step, backend in enumerate(["fsdp", "deepspeed", "accelerate", "ddp", "fsdp"]):
+        if step:
+            go_back(spec, step)
+        spec = replace(spec, plan=replace(spec.plan, backend=backend))
+        assert train(spec).resumed_from == step
+    assert difference(last_weights(spec), last_weights(reference(spec))) < TOLERANCE
+    assert difference(best_weights(spec), best_weights(reference(spec))) < TOLERANCE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "variant"), HALF, ids=[name for name, _ in HALF])
+@pytest.mark.parametrize("backend", NAMES[1:])
+def test_activations_may_be_computed_twice_on_every_backend(
+    make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str
+) -> None:
+    spec = spec_for(make_tiny_spec, backend, {"activation_checkpointing": True}, 2, 2)
+    learn_the_same(spec, reference(spec), train)
+
+
+HALF = [("ddp", {"compress_gradients": True}), *((name, {"precision": "bf16"}) for name in NAMES[1:])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "variant"), HALF, ids=[f"{name} {' '.join(variant)}" for name, variant in HALF])
 def test_half_precision_learns_nearly_the_same(
     make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str, variant: dict[str, Any]
 ) -> None:
