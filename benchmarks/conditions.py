@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import psutil
 
 from benchmarks.quantize import cpu
 from contracts.files import write_json
+from tasks.reporting.findings import git_state
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,10 +23,16 @@ RESULTS = Path(__file__).parent / "results"
 def write_result(name: str, *, bar: str, met: bool, load: float, **found: Any) -> None:
     """benchmarks/results/`name`.json, also printed; `load` is the machine's load average before the measurement."""
     path = RESULTS / f"{name}.json"
-    command = f"python -m benchmarks.{name}"
-    conditions = {"command": command, "cpu": cpu(), "cores": psutil.cpu_count(), "load_before": round(load, 2)}
-    write_json(path, {**conditions, "bar": bar, "met": met, **found})
+    here = {"cpu": cpu(), "cores": psutil.cpu_count(), "load_before": round(load, 2)}
+    when = {"date": date.today().isoformat(), "git": git_state()}
+    write_json(path, {"command": command(name), **when, **here, "bar": bar, "met": met, **found})
     print(path.read_text())
+
+
+def command(name: str) -> str:
+    """The command line that this process was started with; of a folder that is named in full, the last part."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *words])
 
 
 def load_now() -> float:
