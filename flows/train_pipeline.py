@@ -24,6 +24,7 @@ from flows.open_runs import alone, close_abandoned_runs, open_run
 from flows.results import print_results, show_artifacts
 from flows.server import need_server
 from flows.stage import stage_task
+from flows.unheard import go_on_unheard
 
 OUTCOMES = {"Unchanged": "unchanged", "Restored": "restored", "Completed": "ran"}
 
@@ -42,6 +43,7 @@ def train_pipeline(workload: str | None = None, force: list[str] | None = None) 
 def run_pipeline(workload: str | None, forced: Callable[[Sequence[Stage]], Sequence[str]]) -> Any:
     """Run the stages of a workload one after the other within the present flow run; how that ended."""
     log = get_run_logger()
+    go_on_unheard()
     try:
         workload, stages = read_graph(workload)
         force = _known(forced(stages), stages)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.tiny_project import Served, answers, environment, make_project, run, start, stop, until
+from tests.flows.tiny_project import Served, answers, environment, hire, make_project, run, start, stop, until
 from tests.readme import readme_command
 
 
@@ -34,11 +34,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         until(lambda: answers(f"{url}/health"), seconds=240, what=root / "server")
         run(readme_command(".venv/bin/prefect work-pool create slipway --type process"), folder, variables)
         run(readme_command(".venv/bin/prefect --no-prompt deploy --all"), folder, variables)
-        command = readme_command(".venv/bin/prefect worker start --pool slipway")
-        worker = start(command, folder, {**variables, "PREFECT_WORKER_QUERY_SECONDS": "1"}, root / "worker")
+        served = Served(folder, variables, url, readme_command(".venv/bin/prefect worker start --pool slipway"))
+        hire(served)
         try:
-            yield Served(folder, variables, url)
+            yield served
         finally:
-            stop(worker)
+            for worker in served.workers:
+                stop(worker)
     finally:
         stop(server)

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.tiny_project import PARAMS, Served, dvc, make_project, python, until
+from tests.flows.tiny_project import PARAMS, Served, dvc, hire, make_project, python, until
 from tests.flows.tiny_project import run as run_command
 from tests.readme import readme_command
 
@@ -203,6 +203,26 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(served: Served
     assert f"{abandoned} was left running" in said
     state = client.read_flow_run(abandoned).state
     assert state is not None and state.is_crashed()
+
+
+def test_a_run_whose_worker_was_killed_goes_on_to_its_end_and_leaves_nothing(
+    served: Served, client: SyncPrefectClient
+) -> None:
+    settings(served, "{steps: 20, seconds: 0.2}")
+    pid_file = served.folder / "rank.pid"
+    pid_file.unlink(missing_ok=True)
+    run = submit(client)
+    until(lambda: pid_file.exists() and pid_file.read_text(), seconds=60)
+    below = psutil.Process(served.workers[-1].pid).children(recursive=True)
+    assert int(pid_file.read_text()) in [one.pid for one in below]
+    served.workers[-1].kill()
+    served.workers[-1].wait()
+    hire(served)
+    state = ended(client, run).state
+    assert state is not None and state.is_completed(), state
+    assert tasks(client, run)["fit@tiny"] == "Completed"
+    until(lambda: "step 20 of the fit" in logs(client, run), seconds=20)
+    until(lambda: not any(one.is_running() for one in below), seconds=30, what="processes outlived the run")
 
 
 def newest(client: SyncPrefectClient) -> UUID:

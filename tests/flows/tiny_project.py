@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -106,11 +106,16 @@ other:
 
 @dataclass(frozen=True)
 class Served:
-    """A project whose Prefect has a server; `variables` are the environment of everything that is started in it."""
+    """A project whose Prefect has a server; `variables` are the environment of everything that is started in it.
+
+    `workers` are those that were started with the command `work`, the dead ones too.
+    """
 
     folder: Path
     variables: dict[str, str]
     url: str
+    work: list[str]
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -163,6 +168,12 @@ def dvc(folder: Path, variables: Mapping[str, str], *arguments: str, status: int
 def start(command: list[str], folder: Path, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=output, start_new_session=True)
+
+
+def hire(served: Served) -> None:
+    """Start one more worker; what it says goes beside the project, to worker-NUMBER."""
+    log = served.folder.with_name(f"worker-{len(served.workers)}")
+    served.workers.append(start(served.work, served.folder, {**served.variables, "PREFECT_WORKER_QUERY_SECONDS": "1"}, log))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
