@@ -14,7 +14,6 @@ NOT_RUN = {
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": "the tests' server has a free port; tests/flows/conftest.py sets the variable",
     ".venv/bin/slipway preflight segmentation": "half a minute: tests/tasks/test_preflight.py runs it on smaller data",
     ".venv/bin/slipway profile segmentation": "minutes: tests/cli/test_profile.py profiles smaller steps",
-    ".venv/bin/slipway scale segmentation --ranks 1 2": "minutes: tests/cli/test_scale.py draws and refuses, test_trial.py times ranks",
 }
 
 

@@ -20,6 +20,7 @@ from engine import trial
 from engine.trial import Trial
 from tests.cli import parsed_project
 from tests.conftest import Scenes
+from tests.readme import readme_command
 
 MACHINE = Hardware((), "a processor", 8, 64 << 30, 60 << 30, 1 << 40, "Linux x86_64")
 PLAN = Plan("ddp", "cpu", 4, 4, 3, 2, 1, 2, "fp32", {})  # a global batch of 48: 12 ghost batches of 4
@@ -115,3 +116,23 @@ def test_the_command_times_each_layout_once_and_says_what_cannot_be_seen(
     rows = list(csv.DictReader((folder / "scale.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["ranks"], row["speedup"]) for row in rows] == [("1", "1.0"), ("2", "2.0"), ("4", "4.0")]
     assert (folder / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_two_real_ranks_are_timed_beside_one(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_core = replace(hardware_module.detect(), devices=(), cores=1)  # so that one rank alone is timed once
+    monkeypatch.setattr(hardware_module, "detect", lambda: one_core)
+    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=16, ghost_batch=8)
+    words = readme_command(".venv/bin/slipway scale segmentation --ranks 1 2")[1:]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("samples/s\n") == 2 and "2 ranks share 1 cores" in result.output
+    table = (tmp_path / "profiles" / "segmentation" / "scale.csv").read_text(encoding="utf-8").splitlines()
+    one, two = csv.DictReader(table)
+    assert (one["ranks"], one["backend"], two["ranks"], two["backend"]) == ("1", "single", "2", "ddp")
+    assert (one["accumulation"], two["accumulation"]) == ("2", "1") and not one["failed"] + two["failed"]
+    assert (float(one["speedup"]), float(one["efficiency"])) == (1, 1)
+    alone, together = float(one["step_seconds"]), float(two["step_seconds"])
+    assert float(two["speedup"]) == pytest.approx(alone / together, rel=1e-3)
+    assert float(two["samples_per_second"]) == pytest.approx(16 / together, rel=1e-3)
+    assert 0 < float(two["sync_seconds"]) < together
