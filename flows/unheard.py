@@ -12,8 +12,8 @@ def go_on_unheard() -> None:
     Console.on_broken_pipe = _be_quiet
 
 
-def _be_quiet(console: Console) -> None:
-    console.quiet = True
+def _be_quiet(self: Console) -> None:
+    self.quiet = True
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
