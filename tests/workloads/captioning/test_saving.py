@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workloads.captioning.writing import write_model
 sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
 write_model(LlamaForCausalLM(LlamaConfig(**sizes)), Path(sys.argv[1]))
+assert "deepspeed" not in sys.modules, "its import takes longer than writing a small model"
 """
 
 
