@@ -27,6 +27,7 @@ from contracts.workload import load, names
 from engine.backends import NAMES
 from engine.checkpoint import Checkpoints
 from tests.conftest import Examples, prepared
+from tests.workloads.captioning.conftest import write_bases
 
 MakeSpec = Callable[..., RunSpec]
 SmallSpec = Callable[..., RunSpec]
@@ -214,13 +215,13 @@ def test_half_precision_learns_nearly_the_same(
 @pytest.fixture(scope="session")
 def small_examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Settings, Examples]]:
     """The preset `small` of a workload, and examples of its own sample prepared with it; made once for each. A captioner's base
-    models have hardly learnt anything: any will do."""
+    models have learnt nothing: any will do."""
 
     @functools.cache
     def made(workload: str) -> tuple[Settings, Examples]:
         section = read_params(preset_file(workload, "small"))
         if workload == "captioning":
-            section["prepare"] = {"base_steps": {"vision": 2, "language": 2}}
+            section["prepare"] = write_bases(tmp_path_factory.mktemp("bases"))
         settings = validate(load(workload).Settings, section, where=workload)
         return settings, prepared(workload, settings, tmp_path_factory.mktemp(workload), num=NUM_EXAMPLES)
 

@@ -24,6 +24,10 @@ from engine.backends import NAMES
 from tests.engine import tiny_ranks
 
 POLL_SECONDS, PATIENCE_SECONDS = 0.02, 120.0
+# Model libraries that take seconds to import, by the workload that needs them.
+LIBRARIES = {
+    "captioning": ("transformers.models.llama.modeling_llama", "transformers.models.siglip.modeling_siglip", "peft"),
+}
 OWNER = "WAITING_FOR_RUNS_OF"
 
 
@@ -96,7 +100,10 @@ def main(folder: Path) -> None:
             if not psutil.pid_exists(owner):
                 return
             time.sleep(POLL_SECONDS)
-        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(read_json(path)["spec"])})
+        spec = read_json(path)["spec"]
+        for module in LIBRARIES.get(RunSpec.read(Path(spec)).workload, ()):  # once for all of its runs
+            importlib.import_module(module)
+        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(spec)})
 
 
 def _in_a_process(spec: str) -> int:
