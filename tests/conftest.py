@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[1]
 SHORT = {"global_batch": 8, "ghost_batch": 2, "epochs": 2, "warmup_epochs": 0.5, "optimizer": "SGD", "ema_decay": 0.9}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of whole pipelines first: begun last, each would keep one process busy for minutes while the others are idle."""
+    items.sort(key=lambda item: item.path.name != "test_every_workload.py")
+
+
 @dataclass(frozen=True)
 class Examples:
     """Raw examples, the folder with their records, and their facts."""
@@ -84,12 +89,12 @@ def make_tiny_spec(rows: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Any], Any]]:
-    """Trains a run in processes of its own as `launch` does, but on ranks that are there already."""
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Trains a run in processes of its own as `launch` does, but on ranks that are there already; `planted` names a fault of theirs."""
     from tests.engine.waiting_ranks import WaitingRanks
 
     waiting = {ranks: WaitingRanks(tmp_path_factory.mktemp("waiting"), ranks) for ranks in (1, 2)}
-    yield lambda spec: waiting[spec.plan.ranks].train(spec)
+    yield lambda spec, **planted: waiting[spec.plan.ranks].train(spec, **planted)
     for ranks in waiting.values():
         ranks.close()
 

@@ -30,8 +30,13 @@ def _copy_of_the_project(target: Path) -> Path:
 
 
 def _said(project: Path, *command: str) -> str:
-    """What a command printed; it must succeed."""
-    variables = {**os.environ, "PYTHONPATH": str(project), "PREFECT_HOME": str(project / ".prefect"), "COLUMNS": "200"}
+    """What a command printed; it must succeed. Prefect's home is one for all projects, as a user's is: its database is made once."""
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(project),
+        "PREFECT_HOME": str(project.parents[1] / "prefect"),
+        "COLUMNS": "200",
+    }
     variables.pop("PREFECT_API_URL", None)
     done = subprocess.run(
         command, cwd=project, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900

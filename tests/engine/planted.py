@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.plan import Plan
 from contracts.run import RunSpec
-from engine import beacon, launch
+from engine import beacon, launch, worker
 from tests.engine import tiny_ranks
 
 if TYPE_CHECKING:
@@ -194,15 +194,25 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr(launch, "command", command)
 
 
+def have(fault: str) -> None:
+    """Be with that fault from now on, if this rank is one that has it; "" is no fault."""
+    if fault in EVERYWHERE or (fault and int(os.environ["RANK"]) == GUILTY):
+        FAULTS[fault]()
+
+
+def faulty_rank(spec: str, fault: str) -> int:
+    """Be a rank of the run in SPEC.json with that fault. Gives the exit status."""
+    have(fault)
+    return worker.main(spec)
+
+
 def main(module: str, *words: str) -> int:
     if module == "--launch":
         from benchmarks.soak import launch_as_told
 
         launch.command = command
         return launch_as_told(Path(words[0]))
-    fault = os.environ["PLANTED"]
-    if fault in EVERYWHERE or int(os.environ["RANK"]) == GUILTY:
-        FAULTS[fault]()
+    have(os.environ["PLANTED"])
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0

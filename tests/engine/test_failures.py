@@ -29,9 +29,10 @@ from engine.checkpoint import Checkpoints
 from engine.launch import launch
 from engine.torch_runtime import torch_run
 from tests.engine.planted import FAILING_CALL, LARGEST_BATCH, plant
+from tests.engine.waiting_ranks import said
 
 MakeSpec = Callable[..., RunSpec]
-Train = Callable[[RunSpec], RunResult]
+Train = Callable[..., RunResult]
 TOLERANCE = 1e-6
 NUM_STEPS = 12
 # A checkpoint after every step. Some of the runs change their micro-batches, so dropout is left out.
@@ -256,11 +257,10 @@ def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_no
 
 @pytest.mark.parametrize(("compress_gradients", "far"), [(False, TOLERANCE), (True, 0.05)])
 def test_gradients_may_meet_in_the_backward(
-    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, compress_gradients: bool, far: float
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train, compress_gradients: bool, far: float
 ) -> None:
-    plant(monkeypatch, "reducer")
     spec = make_tiny_spec(ranks=2, layout={"compress_gradients": compress_gradients}, **TRAIN)
-    launch(spec)
+    train(spec, planted="reducer")
     met = read(Path(spec.output) / "beacons" / "rank-1.beacon")
     assert met is not None and "exchange in the backward" in met.history and "all-reduce of gradients" not in met.history
     assert difference(spec, undisturbed(make_tiny_spec)) < far
@@ -269,38 +269,36 @@ def test_gradients_may_meet_in_the_backward(
 # Memory
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
 def test_where_memory_runs_out_on_one_rank_all_go_on_with_half_the_micro_batch(
-    make_tiny_spec: MakeSpec,
-    undisturbed: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    backend: str,
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
+) -> None:
+    spec = make_tiny_spec(ranks=2, micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    assert train(spec, planted="memory").extra["micro_batch"] == LARGEST_BATCH
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+    assert f"memory ran out in step {FAILING_STEP}: going on with micro-batches of 2 instead of 4" in said(spec)
+
+
+def test_where_ranks_cannot_agree_on_it_they_are_started_again_with_half_the_micro_batch(
+    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plant(monkeypatch, "memory")
-    spec = make_tiny_spec(backend, ranks=2, backend=backend, micro_batch=2 * LARGEST_BATCH, **TRAIN)
-    result = launch(spec)
-    assert result.extra["micro_batch"] == LARGEST_BATCH
+    spec = make_tiny_spec(ranks=2, backend="fsdp", micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    assert launch(spec).extra["micro_batch"] == LARGEST_BATCH
     assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
-    said = capfd.readouterr().out
-    if backend == "ddp":
-        assert f"memory ran out in step {FAILING_STEP}: going on with micro-batches of 2 instead of 4" in said
-    else:
-        assert f"memory ran out in step {FAILING_STEP}: planted" in said
-        assert "going on from the last checkpoint with micro-batches of 2" in said
-        assert f"going on from step {FAILING_STEP} of {NUM_STEPS}" in said
+    printed = capfd.readouterr().out
+    assert f"memory ran out in step {FAILING_STEP}: planted" in printed
+    assert "going on from the last checkpoint with micro-batches of 2" in printed
+    assert f"going on from step {FAILING_STEP} of {NUM_STEPS}" in printed
 
 
 def test_memory_may_run_out_in_the_first_step_and_while_reading_ahead(
-    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
 ) -> None:
-    plant(monkeypatch, "early_memory")
     spec = make_tiny_spec(ranks=2, micro_batch=4 * LARGEST_BATCH, **TRAIN)
-    assert launch(spec).extra["micro_batch"] == LARGEST_BATCH
+    assert train(spec, planted="early_memory").extra["micro_batch"] == LARGEST_BATCH
     assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
-    said = capfd.readouterr().out
-    assert "memory ran out in step 0: going on with micro-batches of 4 instead of 8" in said
-    assert re.search(r"memory ran out in step [1-9]\d*: going on with micro-batches of 2 instead of 4", said)
+    assert "memory ran out in step 0: going on with micro-batches of 4 instead of 8" in said(spec)
+    assert re.search(r"memory ran out in step [1-9]\d*: going on with micro-batches of 2 instead of 4", said(spec))
 
 
 @pytest.fixture
@@ -366,7 +364,7 @@ def test_a_rank_that_is_stuck_is_named_and_the_run_ended(
 
 
 def test_with_the_newest_checkpoints_damaged_a_run_goes_on_from_the_one_before_to_the_same_bits(
-    make_tiny_spec: MakeSpec, undisturbed: Any, capfd: pytest.CaptureFixture[str]
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
 ) -> None:
     spec = copied(undisturbed(make_tiny_spec), make_tiny_spec("damaged", ranks=2, **TRAIN), step=7)
     *_, flipped, truncated = (found.folder / "state.pt" for found in checkpoints(spec).found())
@@ -374,10 +372,9 @@ def test_with_the_newest_checkpoints_damaged_a_run_goes_on_from_the_one_before_t
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
     os.truncate(truncated, truncated.stat().st_size // 2)
-    launch(spec)
-    said = capfd.readouterr().out
-    assert said.count("does not have the sha256 of its manifest; trying the one before") >= 2
-    assert f"going on from step 5 of {NUM_STEPS}" in said
+    train(spec)
+    assert said(spec).count("does not have the sha256 of its manifest; trying the one before") >= 2
+    assert f"going on from step 5 of {NUM_STEPS}" in said(spec)
     assert difference(spec, undisturbed(make_tiny_spec)) == 0
 
 

@@ -19,9 +19,10 @@ import psutil
 from contracts.files import read_json, write_json
 from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
-from engine import launch, worker
+from engine import launch
 from engine.backends import NAMES
 from tests.engine import tiny_ranks
+from tests.engine.planted import faulty_rank
 
 POLL_SECONDS, PATIENCE_SECONDS = 0.02, 120.0
 # Model libraries that take seconds to import, by the workload that needs them.
@@ -38,14 +39,14 @@ class WaitingRanks:
         self.folder, self.ranks, self.turns = folder, ranks, itertools.count()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def train(self, spec: RunSpec) -> RunResult:
-        """What the ranks report of a run, as `engine.launch.launch` would."""
+    def train(self, spec: RunSpec, *, planted: str = "") -> RunResult:
+        """What the ranks report of a run, as `engine.launch.launch` would; `planted` is a fault of `tests.engine.planted`."""
         self.process = self.process or self._started()
         output, turn = Path(spec.output), next(self.turns)
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").unlink(missing_ok=True)
         spec.write(output / "spec.json")
-        write_json(self.folder / f"turn-{turn}.json", {"spec": str(output / "spec.json")})
+        write_json(self.folder / f"turn-{turn}.json", {"spec": str(output / "spec.json"), "planted": planted})
         ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(self.ranks)]
         assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
         return RunResult.read(output / "result.json")
@@ -65,6 +66,11 @@ class WaitingRanks:
         variables = {**launch.environment(plan), OWNER: str(os.getpid())}
         del variables["SLIPWAY_LAUNCHER"]
         return subprocess.Popen(line, env=variables, start_new_session=True)
+
+
+def said(spec: RunSpec) -> str:
+    """What the ranks of a run have printed, one after the other."""
+    return "".join(path.read_text(errors="replace") for path in sorted(Path(spec.output).glob("said-*.txt")))
 
 
 def _wait_for(path: Path, other: int) -> dict[str, Any]:
@@ -100,19 +106,22 @@ def main(folder: Path) -> None:
             if not psutil.pid_exists(owner):
                 return
             time.sleep(POLL_SECONDS)
-        spec = read_json(path)["spec"]
-        for module in LIBRARIES.get(RunSpec.read(Path(spec)).workload, ()):  # once for all of its runs
+        asked = read_json(path)
+        for module in LIBRARIES.get(RunSpec.read(Path(asked["spec"])).workload, ()):  # once for all of its runs
             importlib.import_module(module)
-        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(spec)})
+        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
 
 
-def _in_a_process(spec: str) -> int:
-    """The status of a rank that trains as `spec` says, in a process that ends with it."""
-    if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
-        return subprocess.run([sys.executable, "-m", "tests.engine.tiny_ranks", "engine.worker", spec]).returncode
-    if (child := os.fork()) == 0:
-        os._exit(worker.main(spec))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _in_a_process(*, spec: str, planted: str) -> int:
+    """The status of a rank that trains as `spec` says, in a process that ends with it; what it prints goes to a file of the run."""
+    with Path(spec).with_name(f"said-{os.environ['RANK']}.txt").open("ab") as printed:
+        if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
+            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", spec]
+            return subprocess.run(words, env={**os.environ, "PLANTED": planted}, stdout=printed).returncode
+        if (child := os.fork()) == 0:
+            os.dup2(printed.fileno(), 1)
+            os._exit(faulty_rank(spec, planted))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
