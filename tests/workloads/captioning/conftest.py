@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from contracts.files import write_json
 from contracts.records import Record, Records, write_records
 from contracts.settings import ExportSettings
-from contracts.workload import load
+from contracts.workload import Graph, load
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny captioner as `export` leaves it."""
-    from tasks.export import describe_graph, write_onnx
+def parts(tiny: Tiny) -> Mapping[str, Graph]:
+    """The tiny captioner's graphs, with weights large enough for captions to differ."""
     from tests.workloads.captioning.test_generating import loud
     from workloads.captioning.graph import graphs
     from workloads.captioning.objective import build
 
+    return graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Tiny, parts: Mapping[str, Graph], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as `export` leaves it."""
     folder = tmp_path_factory.mktemp("model")
-    parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
+    write_graphs(parts, folder, settings=tiny.settings.model_dump(mode="json"), facts=tiny.facts)
+    return folder
+
+
+def write_graphs(parts: Mapping[str, Graph], folder: Path, **told: Any) -> None:
+    """Graphs as `export` leaves them in `folder`; `told` may be the model's settings and facts."""
+    from tasks.export import describe_graph, write_onnx
+
     for name, graph in parts.items():
         write_onnx(graph, folder / "graphs" / f"{name}.onnx", ExportSettings())
     described = {name: describe_graph(name, graph) for name, graph in parts.items()}
-    told = {"workload": "captioning", "settings": tiny.settings.model_dump(mode="json"), "facts": tiny.facts}
-    write_json(folder / "artifact.json", {**told, "recipe": "fp32", "graphs": described})
-    return folder
+    about = {"workload": "captioning", "settings": {}, "facts": {}, "recipe": "fp32", "graphs": described}
+    write_json(folder / "artifact.json", {**about, **told})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.files import write_json
-from contracts.settings import ExportSettings
+from contracts.files import read_json, write_json
 from contracts.workload import Graph
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
-from tasks.export import describe_graph, write_onnx
 from tasks.shipping.quantizing import dynamic_int8
-from tests.workloads.captioning.conftest import Tiny, write_bases
+from tests.workloads.captioning.conftest import Tiny, write_bases, write_graphs
 from workloads.captioning import pictures
 from workloads.captioning.bases import describe as describe_bases
 from workloads.captioning.generating import describe
@@ -85,7 +84,7 @@ def test_the_graphs_of_any_encoder_and_language_model_say_what_generate_says(
         CaptioningPrepare.model_validate(write_bases(tmp_path, encoder=encoder, decoder=decoder)), tmp_path
     )
     captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
-    write_graphs(graphs(captioner, facts), tmp_path, recipe="fp32")
+    write_graphs(graphs(captioner, facts), tmp_path)
     images, end = images_of(tiny, 9), facts["tokenizer"]["end"]
     ours = describe(open_run(tmp_path, threads=1), images, facts["picture"], end=end, longest=LONGEST, beams=1)
     with torch.no_grad():
@@ -122,28 +121,17 @@ def likelihood(objective: Any, tiny: Tiny, captions: list[list[int]], images: np
     return found
 
 
-def write_files(tiny: Tiny, folder: Path, *, recipe: str) -> Mapping[str, Graph]:
-    """The tiny captioner's graphs as a stage leaves them in `folder`, and the modules they come from."""
-    parts = graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
-    write_graphs(parts, folder, recipe=recipe)
-    return parts
-
-
-def write_graphs(parts: Mapping[str, Graph], folder: Path, *, recipe: str) -> None:
-    for name, graph in parts.items():
-        path = folder / "graphs" / f"{name}.onnx"
-        write_onnx(graph, path, ExportSettings())
-        if recipe == "int8_dynamic":
-            dynamic_int8(path, path)
-    described = {name: describe_graph(name, graph) for name, graph in parts.items()}
-    told = {"workload": "captioning", "settings": {}, "facts": {}, "recipe": recipe, "graphs": described}
-    write_json(folder / "artifact.json", told)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp32", "int8_dynamic"])
-def test_the_onnx_files_say_the_tokens_of_torch_alone_and_together(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
-    parts, files = write_files(tiny, tmp_path, recipe=recipe), open_run(tmp_path, threads=1)
+def test_the_onnx_files_say_the_tokens_of_torch_alone_and_together(
+    tiny: Tiny, parts: Mapping[str, Graph], model: Path, tmp_path: Path, recipe: str
+) -> None:
+    shutil.copytree(model, tmp_path / recipe)
+    if recipe == "int8_dynamic":
+        write_json(tmp_path / recipe / "artifact.json", {**read_json(model / "artifact.json"), "recipe": recipe})
+        for path in (tmp_path / recipe / "graphs").iterdir():
+            dynamic_int8(path, path)
+    files = open_run(tmp_path / recipe, threads=1)
     images, how = images_of(tiny, 9), {"end": tiny.facts["tokenizer"]["end"], "longest": LONGEST, "beams": 1}
     together = describe(files, images, tiny.facts["picture"], **how)
     assert [describe(files, images[row : row + 1], tiny.facts["picture"], **how)[0] for row in range(9)] == together
