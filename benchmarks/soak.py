@@ -49,9 +49,10 @@ class Kill:
 
 @dataclass
 class Training:
-    """One training from its first start to its end."""
+    """One training from its first start to its end; `launcher` is the module that takes `--launch SPEC.json`."""
 
     spec: RunSpec
+    launcher: str = "benchmarks.soak"
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
     seconds: float = 0.0
@@ -66,7 +67,7 @@ class Training:
         output.mkdir(parents=True, exist_ok=True)
         self.spec.write(output / "launch.json")
         self.starts += 1
-        words = [sys.executable, "-m", "benchmarks.soak", "--launch", str(output / "launch.json")]
+        words = [sys.executable, "-m", self.launcher, "--launch", str(output / "launch.json")]
         with (output / "launcher.log").open("a") as log:
             return psutil.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
 
@@ -132,20 +133,28 @@ class Training:
         return (Path(self.spec.output) / "launcher.log").read_text(errors="replace")
 
 
-def soak(reference: RunSpec, *, kills: int, most: int, seed: int, told: Callable[[str], None] = print) -> list[Training]:
+def soak(
+    reference: RunSpec,
+    *,
+    kills: int,
+    most: int,
+    seed: int,
+    launcher: str = "benchmarks.soak",
+    told: Callable[[str], None] = print,
+) -> list[Training]:
     """Kill trainings like `reference` until `kills` kills have met one; gives all of them, the undisturbed one first.
 
     Raises:
         SlipwayError: when one ends otherwise than the undisturbed one, or leaves processes behind.
     """
     draw = random.Random(seed)
-    whole = undisturbed(reference)
+    whole = undisturbed(Training(reference, launcher))
     told(f"undisturbed: {whole.seconds:.1f} s, hash {whole.digest}")
     trainings, met = [whole], 0
     while met < kills:
-        name = f"{Path(reference.output).name}-{len(trainings)}"
-        spec = replace(reference, output=str(Path(reference.output).with_name(name)))
-        training = disturbed(spec, draw, kills=min(kills - met, draw.randint(1, most)), like=whole)
+        output = Path(reference.output).with_name(f"{Path(reference.output).name}-{len(trainings)}")
+        spec = replace(reference, output=str(output), plan=replace(reference.plan, restarts=NEVER_GIVE_UP))
+        training = disturbed(Training(spec, launcher), draw, kills=min(kills - met, draw.randint(1, most)), like=whole)
         trainings.append(training)
         met += len(training.kills)
         same = "the same hash" if training.digest == whole.digest else f"ANOTHER HASH {training.digest}"
@@ -158,22 +167,21 @@ def soak(reference: RunSpec, *, kills: int, most: int, seed: int, told: Callable
     return trainings
 
 
-def undisturbed(spec: RunSpec) -> Training:
-    """A training that nobody kills."""
-    training, started = Training(spec), time.monotonic()
+def undisturbed(training: Training) -> Training:
+    """The training when nobody kills it."""
+    started = time.monotonic()
     launcher = training.start()
     _sleep(RUN_SECONDS, training, launcher, until=lambda: training.has_come_to(0))
     training.start_seconds = time.monotonic() - started
     _end(training, launcher, started)
-    mark = read(Path(spec.output) / "beacons" / "rank-0.beacon")
+    mark = read(Path(training.spec.output) / "beacons" / "rank-0.beacon")
     training.num_steps = 1 + (mark.step or 0) if mark else 1
     return training
 
 
-def disturbed(spec: RunSpec, draw: random.Random, *, kills: int, like: Training) -> Training:
-    """A training that is killed up to `kills` times; `like` tells how long its start and its steps take."""
-    plan = replace(spec.plan, restarts=NEVER_GIVE_UP)
-    training, started = Training(replace(spec, plan=plan)), time.monotonic()
+def disturbed(training: Training, draw: random.Random, *, kills: int, like: Training) -> Training:
+    """The training when it is killed up to `kills` times; `like` tells how long its start and its steps take."""
+    started = time.monotonic()
     launcher = training.start()
     for _ in range(kills):
         if draw.random() < IN_THE_START:

@@ -26,7 +26,8 @@ from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT, Graph
 from engine.beacon import Mark, read
 from engine.checkpoint import Checkpoints
-from engine.launch import launch
+from engine.launch import errors_in, launch, own_errors
+from engine.planning import smaller
 from engine.torch_runtime import torch_run
 from tests.engine.planted import FAILING_CALL, LARGEST_BATCH, plant
 from tests.engine.waiting_ranks import said
@@ -245,11 +246,14 @@ def test_a_rank_that_fails_with_an_error_is_not_started_again(
 
 
 @pytest.mark.timeout(600)
-def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_not(make_spec: MakeSpec) -> None:
-    spec = make_spec("soak", ranks=2, epochs=3, checkpoint_minutes=0)
-    trainings = soak(spec, kills=2, most=2, seed=0)
+def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_not(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "slow")
+    spec = make_tiny_spec("soak", ranks=2, micro_batch=4, epochs=3, checkpoint_minutes=0)
+    trainings = soak(spec, kills=5, most=5, seed=56, launcher="tests.engine.planted")
     assert len({one.digest for one in trainings}) == 1
-    assert sum(len(one.kills) for one in trainings) == 2
+    assert sum(len(one.kills) for one in trainings) == 5
 
 
 # As on GPUs
@@ -289,6 +293,29 @@ def test_where_ranks_cannot_agree_on_it_they_are_started_again_with_half_the_mic
     assert f"memory ran out in step {FAILING_STEP}: planted" in printed
     assert "going on from the last checkpoint with micro-batches of 2" in printed
     assert f"going on from step {FAILING_STEP} of {NUM_STEPS}" in printed
+
+
+def test_under_accelerate_too_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all(
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
+) -> None:
+    spec = make_tiny_spec("accelerate", ranks=2, backend="accelerate", micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    result = train(spec, planted="memory")
+    assert (result.resumed_from, result.extra["micro_batch"]) == (0, LARGEST_BATCH)
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+
+
+def test_under_deepspeed_ranks_end_where_memory_runs_out_and_go_on_from_the_last_checkpoint(
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
+) -> None:
+    spec = make_tiny_spec("deepspeed", ranks=2, backend="deepspeed", micro_batch=2 * LARGEST_BATCH, **TRAIN)
+    with pytest.raises(AssertionError, match=f"memory ran out in step {FAILING_STEP}: planted"):
+        train(spec, planted="memory")
+    assert [one["kind"] for one in own_errors(errors_in(Path(spec.output)))] == ["OutOfMemory"]
+    plan = smaller(spec.plan, ghost_batch=2)  # as the launcher does
+    assert plan is not None
+    result = train(replace(spec, plan=plan), planted="memory")
+    assert (result.resumed_from, result.extra["micro_batch"]) == (FAILING_STEP, LARGEST_BATCH)
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
 
 
 def test_memory_may_run_out_in_the_first_step_and_while_reading_ahead(

@@ -116,7 +116,7 @@ def _in_a_process(*, spec: str, planted: str) -> int:
     """The status of a rank that trains as `spec` says, in a process that ends with it; what it prints goes to a file of the run."""
     with Path(spec).with_name(f"said-{os.environ['RANK']}.txt").open("ab") as printed:
         if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
-            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", spec]
+            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", "engine.worker", spec]
             return subprocess.run(words, env={**os.environ, "PLANTED": planted}, stdout=printed).returncode
         if (child := os.fork()) == 0:
             os.dup2(printed.fileno(), 1)
