@@ -23,7 +23,8 @@ class HistoryDataset:
         self.vocabulary = Vocabulary.of(facts)
         self.arrays = [histories.array(part) for part in histories.index["parts"]]
         inputs = records.table["inputs"].combine_chunks().take(records.positions)
-        self.parts = compute.index_in(inputs.field("part"), value_set=pa.array(histories.index["parts"])).to_numpy()
+        names = pa.array(histories.index["parts"])
+        self.parts = compute.index_in(inputs.field("part"), value_set=names).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
         self.rows = inputs.field("row").to_numpy()
 
     def __len__(self) -> int:
