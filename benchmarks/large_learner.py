@@ -19,7 +19,7 @@ from benchmarks.conditions import load_now, write_result
 from benchmarks.distillation import FACTS, TASKS, histories
 from cli.use import preset_file
 from contracts.files import write_json
-from contracts.settings import read_params, validate
+from contracts.settings import read_params
 from contracts.workload import Graph, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     load, seconds = load_now(), dict[str, float]()
-    settings = validate(DistillationSettings, read_params(preset_file(NAME, "2m")), where=NAME)
+    settings = DistillationSettings.model_validate(read_params(preset_file(NAME, "2m")))
     objective = build(settings, FACTS)
     with tempfile.TemporaryDirectory() as folder:
         with timed(seconds, "training"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import torch
-from pyarrow import compute
 
 from contracts.records import Records
 from contracts.workload import Facts
@@ -23,8 +21,9 @@ class HistoryDataset:
         self.vocabulary = Vocabulary.of(facts)
         self.arrays = [histories.array(part) for part in histories.index["parts"]]
         inputs = records.table["inputs"].combine_chunks().take(records.positions)
-        names = pa.array(histories.index["parts"])
-        self.parts = compute.index_in(inputs.field("part"), value_set=names).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        named = inputs.field("part").dictionary_encode()
+        numbers = {name: number for number, name in enumerate(histories.index["parts"])}
+        self.parts = np.array([numbers[name] for name in named.dictionary.to_pylist()])[named.indices.to_numpy()]
         self.rows = inputs.field("row").to_numpy()
 
     def __len__(self) -> int:
