@@ -93,10 +93,9 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., An
     """Trains a run in processes of its own as `launch` does, but on ranks that are there already; `planted` names a fault of theirs."""
     from tests.engine.waiting_ranks import WaitingRanks
 
-    waiting = {ranks: WaitingRanks(tmp_path_factory.mktemp("waiting"), ranks) for ranks in (1, 2)}
-    yield lambda spec, **planted: waiting[spec.plan.ranks].train(spec, **planted)
-    for ranks in waiting.values():
-        ranks.close()
+    waiting = WaitingRanks(tmp_path_factory.mktemp("waiting"))
+    yield waiting.train
+    waiting.close()
 
 
 def _runs(workload: str, examples: Examples, folder: Path, **usual: Any) -> Callable[..., Any]:

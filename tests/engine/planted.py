@@ -202,6 +202,7 @@ def have(fault: str) -> None:
 
 def faulty_rank(spec: str, fault: str) -> int:
     """Be a rank of the run in SPEC.json with that fault. Gives the exit status."""
+    sys.argv = [sys.argv[0], spec]
     have(fault)
     return worker.main(spec)
 

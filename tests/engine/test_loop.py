@@ -17,7 +17,7 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json
-from contracts.run import RunSpec
+from contracts.run import RunResult, RunSpec
 from engine import beacon, telemetry
 from engine import launch as launching
 from engine.checkpoint import Checkpoints
@@ -116,11 +116,10 @@ def test_the_losses_that_are_logged_do_not_depend_on_the_micro_batch(
 
 
 def test_of_two_ranks_only_the_first_writes_what_belongs_to_the_run(
-    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    make_tiny_spec: MakeSpec, train: Callable[..., RunResult]
 ) -> None:
-    plant(monkeypatch, "writing")
     spec = make_tiny_spec("ranks", ranks=2, checkpoint_minutes=0)
-    result, output = launch(spec), Path(spec.output)
+    result, output = train(spec, planted="writing"), Path(spec.output)
     first, second = ((output / f"writing-{rank}").read_text().split() for rank in (0, 1))
     assert {"metrics.jsonl", "best.safetensors", "result.json"} <= set(first)
     assert {place for place in first if place.startswith("checkpoints/step-") and "/" not in place[12:]}
@@ -279,9 +278,9 @@ def test_where_memory_runs_out_in_one_process_the_step_is_done_again_with_half_t
     assert f"memory ran out in step {step}: going on with micro-batches of 2 instead of 4" in capsys.readouterr().out
 
 
-def test_two_ranks_meet_once_a_step(make_tiny_spec: MakeSpec) -> None:
+def test_two_ranks_meet_once_a_step(make_tiny_spec: MakeSpec, train: Callable[..., RunResult]) -> None:
     spec = make_tiny_spec("meeting", ranks=2, epochs=4, checkpoint_minutes=100)
-    launch(spec)
+    train(spec)
     met = beacon.read(Path(spec.output) / "beacons" / "rank-1.beacon")
     assert met is not None
     between = " ".join("step" if name == "all-reduce of gradients" else "other" for name in met.history).split("other")

@@ -25,6 +25,7 @@ from tests.engine import tiny_ranks
 from tests.engine.planted import faulty_rank
 
 POLL_SECONDS, PATIENCE_SECONDS = 0.02, 120.0
+MOST_RANKS = 2
 # Model libraries that take seconds to import, by the workload that needs them.
 LIBRARIES = {
     "captioning": ("transformers.models.llama.modeling_llama", "transformers.models.siglip.modeling_siglip", "peft"),
@@ -33,10 +34,11 @@ OWNER = "WAITING_FOR_RUNS_OF"
 
 
 class WaitingRanks:
-    """So many ranks under torchrun, which know the tiny workload; started with the first run, ended with `close`."""
+    """Two ranks under torchrun, which know the tiny workload; started with the first run, ended with `close`. A run of one rank is
+    the first one's alone."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
-        self.folder, self.ranks, self.turns = folder, ranks, itertools.count()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.turns = folder, itertools.count()
         self.process: subprocess.Popen[bytes] | None = None
 
     def train(self, spec: RunSpec, *, planted: str = "") -> RunResult:
@@ -46,8 +48,9 @@ class WaitingRanks:
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").unlink(missing_ok=True)
         spec.write(output / "spec.json")
-        write_json(self.folder / f"turn-{turn}.json", {"spec": str(output / "spec.json"), "planted": planted})
-        ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(self.ranks)]
+        asked = {"spec": str(output / "spec.json"), "ranks": spec.plan.ranks, "planted": planted}
+        write_json(self.folder / f"turn-{turn}.json", asked)
+        ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(spec.plan.ranks)]
         assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
         return RunResult.read(output / "result.json")
 
@@ -60,7 +63,7 @@ class WaitingRanks:
             self.process.wait()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        plan = Plan("ddp", "cpu", self.ranks, 1, 1, 1, 0, 2, "fp32", {})
+        plan = Plan("ddp", "cpu", MOST_RANKS, 1, 1, 1, 0, 2, "fp32", {})
         line = tiny_ranks.command(plan, self.folder, module="tests.engine.waiting_ranks")
         # Not by the launcher's own variable: a launcher ends all that carry its number when one of its runs is over.
         variables = {**launch.environment(plan), OWNER: str(os.getpid())}
@@ -107,13 +110,16 @@ def main(folder: Path) -> None:
                 return
             time.sleep(POLL_SECONDS)
         asked = read_json(path)
+        if int(rank) >= asked["ranks"]:
+            continue
         for module in LIBRARIES.get(RunSpec.read(Path(asked["spec"])).workload, ()):  # once for all of its runs
             importlib.import_module(module)
         write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
 
 
-def _in_a_process(*, spec: str, planted: str) -> int:
+def _in_a_process(*, spec: str, ranks: int, planted: str) -> int:
     """The status of a rank that trains as `spec` says, in a process that ends with it; what it prints goes to a file of the run."""
+    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(ranks)))
     with Path(spec).with_name(f"said-{os.environ['RANK']}.txt").open("ab") as printed:
         if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
             words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", "engine.worker", spec]
