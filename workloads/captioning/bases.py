@@ -32,7 +32,7 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
     tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`
     first; where the data are not the embedded ones, the language model from `captions`, and `made` says which parts they are.
-    `reached` has the figures of each part that was made, as far as they are known.
+    `reached` has the figures of each part that was made.
 
     Raises:
         SlipwayError: when a model cannot be had, or is none of those that captioning can use.
@@ -44,8 +44,7 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     made = base.make(folder, settings.base_steps, kinds=[kinds[part] for part in missing], captions=captions)
     encoder = settings.encoder or Base(name=made["vision"].as_posix())
     decoder = settings.decoder or Base(name=made["language"].as_posix())
-    told = {part: made[kinds[part]] / base.REACHED for part in missing}
-    reached = {part: read_json(file) for part, file in told.items() if file.is_file()}
+    reached = {part: read_json(made[kinds[part]] / base.REACHED) for part in missing}
     return {
         "encoder": _described(encoder, _vision_config(encoder)),
         "decoder": _described(decoder, _text_config(decoder)),

@@ -47,14 +47,6 @@ def test_a_language_model_made_on_the_spot_learns_the_data_s_own_captions_and_ca
     notes = scoring.score([], CaptioningSettings(), facts).notes
     wanted = f"reached by themselves: the language model ended at a training loss of {loss:.3f} a token of a caption."
     assert [note.endswith(wanted) for note in notes].count(True) == 1
-    (made / "reached.json").unlink()  # as those lie there that were made before this was written down
-    assert "reached" not in describe(settings, tmp_path, captions=OWN)
-
-
-def test_what_a_base_reached_is_read_from_what_its_training_says() -> None:
-    said = "base encoder: of unseen handwriting it sees digit 80.5%, colour 99.0%, small 100.0%\n"
-    assert base.figures(said) == {"digit": 0.805, "colour": 0.99, "small": 1.0}
-    assert base.figures("base language model: loss 0.412 a token of a caption\n") == {"loss": 0.412}
 
 
 def test_the_captions_are_those_of_train_all_of_them_or_an_even_choice(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

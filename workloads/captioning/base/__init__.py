@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -86,21 +83,10 @@ def train(kind: str, place: Path, steps: int, captions: Path | None = None) -> N
     of texts."""
     from workloads.captioning.base import language, vision
 
-    with replace_when_complete(place) as temporary, redirect_stdout(io.StringIO()) as said:
+    with replace_when_complete(place) as temporary:
         temporary.mkdir(parents=True)
         if kind == "vision":
-            vision.train(temporary, steps)
+            reached = vision.train(temporary, steps)
         else:
-            language.train(temporary, steps, captions=read_json(captions) if captions else None)
-        write_json(temporary / REACHED, figures(said.getvalue()))
-    print(said.getvalue(), end="", flush=True)
-
-
-def figures(said: str) -> dict[str, float]:
-    """What a training says at its end: `... sees digit 80.5%, colour 99.0%` is {"digit": 0.805, "colour": 0.99}.
-
-    It is read from there because another line in the trainings' own files would be another key: every base would be made anew.
-    """
-    found = re.findall(r"(\w+) (\d+\.\d+)(%?)", said)
-    assert found, said
-    return {name: round(float(value) / (100 if percent else 1), 6) for name, value, percent in found}
+            reached = language.train(temporary, steps, captions=read_json(captions) if captions else None)
+        write_json(temporary / REACHED, reached)

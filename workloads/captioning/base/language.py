@@ -34,9 +34,10 @@ def texts(num: int, seed: int) -> list[tuple[str, str]]:
     return [(f"{inventory}:", f" {caption}") for inventory, captions in scenes for caption in captions]
 
 
-def train(folder: Path, steps: int, *, captions: list[str] | None = None) -> None:
+def train(folder: Path, steps: int, *, captions: list[str] | None = None) -> dict[str, float]:
     """Train tokenizer and language model and write both to `folder`. What is learnt is the caption after an inventory: which
-    things there are cannot be foretold. Where `captions` are given, it is them, after nothing but the token for an end."""
+    things there are cannot be foretold. Where `captions` are given, it is them, after nothing but the token for an end. Gives
+    the loss that it reached."""
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
@@ -63,9 +64,11 @@ def train(folder: Path, steps: int, *, captions: list[str] | None = None) -> Non
 
     title = "training the base language model"
     losses = learn(model, loss, steps=steps, rate=LEARNING_RATE, warmup=WARMUP, title=title)
-    print(f"base language model: loss {np.mean(losses[-50:]):.3f} a token of a caption", flush=True)
+    loss_at_the_end = float(np.mean(losses[-50:]))
+    print(f"base language model: loss {loss_at_the_end:.3f} a token of a caption", flush=True)
     write_model(model, folder)
     tokenizer.save_pretrained(folder)
+    return {"loss": loss_at_the_end}
 
 
 def train_tokenizer(corpus: list[str], *, size: int = VOCABULARY) -> Tokenizer:

@@ -101,8 +101,8 @@ class Seeing(nn.Module):
         return {name: float(value[known].float().mean()) for name, value in right.items()}
 
 
-def train(folder: Path, steps: int) -> None:
-    """Train the encoder and write it to `folder` with the processor that its pictures need."""
+def train(folder: Path, steps: int) -> dict[str, float]:
+    """Train the encoder and write it to `folder` with the processor that its pictures need; gives what share it sees of what."""
     from transformers import SiglipImageProcessor
     from transformers.utils import logging
 
@@ -120,8 +120,10 @@ def train(folder: Path, steps: int) -> None:
         warmup=WARMUP,
         title="training the base encoder",
     )
-    right = ", ".join(f"{name} {share:.1%}" for name, share in seeing.eval().right(unseen).items())
-    print(f"base encoder: of unseen handwriting it sees {right}", flush=True)
+    right = seeing.eval().right(unseen)
+    told = ", ".join(f"{name} {share:.1%}" for name, share in right.items())
+    print(f"base encoder: of unseen handwriting it sees {told}", flush=True)
     write_model(seeing.encoder, folder)
     size = {"height": SIZE, "width": SIZE}
     SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    return right
