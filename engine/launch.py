@@ -124,7 +124,8 @@ def _run(spec: RunSpec, output: Path) -> _End:
         return _End(RunResult.read(output / "result.json"))
     if (output / "interrupted.json").exists():
         return _End(cause="interrupted")
-    failure = _failure(spec, output, status, starved=_num_starved() > starved_before)
+    # Who asked for a stop wants none of the starts that follow from want of memory.
+    failure = _failure(spec, output, status, starved=not asked and _num_starved() > starved_before)
     return _End(cause="stopped") if asked and failure.cause in ("lost", "never started") else failure
 
 

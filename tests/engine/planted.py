@@ -91,7 +91,7 @@ def early_memory() -> None:
     _plant_in_reading(fail_once)
 
 
-def starved() -> None:
+def starved(before: Callable[[], None] = lambda: None) -> None:
     """As if the system killed the rank in its fourth micro-batch above LARGEST_BATCH; it counts that in the file of launch.KERNEL_COUNTS."""
     from tests.engine.tiny_workload import TinyObjective
 
@@ -100,11 +100,17 @@ def starved() -> None:
     def forward(self: Any, batch: Any) -> Any:
         calls[0] += len(batch["rows"]) > LARGEST_BATCH
         if calls[0] > 3:
+            before()
             Path(os.environ["KERNEL_COUNTS"]).write_text("pgfault 12345\noom_kill 8\n")
             os.kill(os.getpid(), signal.SIGKILL)
         return compute(self, batch)
 
     TinyObjective.forward = forward
+
+
+def starved_while_asked() -> None:
+    """The same, just after somebody asked the launcher to stop."""
+    starved(before=lambda: os.kill(int(os.environ["SLIPWAY_LAUNCHER"]), signal.SIGTERM))
 
 
 def late_hang() -> None:
@@ -176,7 +182,20 @@ def writing() -> None:
 
 FAULTS = {
     one.__name__: one
-    for one in (hang, late_hang, error, memory, early_memory, starved, same_share, reducer, slow, die, writing)
+    for one in (
+        hang,
+        late_hang,
+        error,
+        memory,
+        early_memory,
+        starved,
+        starved_while_asked,
+        same_share,
+        reducer,
+        slow,
+        die,
+        writing,
+    )
 }
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = ("reducer", "slow", "die", "writing")

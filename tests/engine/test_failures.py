@@ -354,6 +354,15 @@ def test_where_micro_batches_cannot_be_smaller_the_end_says_what_can(make_tiny_s
         launch(spec)
 
 
+def test_a_run_that_was_asked_to_stop_is_not_started_again_for_want_of_memory(
+    make_tiny_spec: MakeSpec, starved: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "starved_while_asked")
+    with pytest.raises(Interrupted, match="stopped before it could save"):
+        launch(make_tiny_spec(ranks=2, micro_batch=2 * LARGEST_BATCH, **TRAIN))
+    assert "going on from the last checkpoint" not in capfd.readouterr().out
+
+
 def test_where_memory_runs_out_in_evaluation_a_graph_is_computed_in_halves() -> None:
     calls: list[int] = []
 
