@@ -168,11 +168,15 @@ class ExportSettings(Section):
 
 
 class QuantizeSettings(Section):
-    """The ladder: `recipes` in the order tried; `budget` is the share of the metric that may be lost; `min_speedup` over fp32."""
+    """The ladder: `recipes` in the order tried; `budget` is the share of the metric that may be lost; `min_speedup` over fp32.
+
+    Each model's latency is measured for about `timing_seconds`: more of them tell nearer speeds apart.
+    """
 
     recipes: tuple[Literal["int8", "int8_wide_head", "int8_dynamic", "fp16", "int4"], ...] = ("int8", "int8_wide_head")
     budget: Share = 0.01
     min_speedup: Annotated[float, Field(ge=1)] = 1.05
+    timing_seconds: Annotated[float, Field(gt=0)] = 3.0
     num_calibration: Annotated[int, Field(ge=1)] = 64
 
 

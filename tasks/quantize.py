@@ -127,7 +127,10 @@ def climb(bench: Bench, scratch: Path) -> list[Candidate]:
                 break
     built = [one.name for one in candidates if one.metric is not None]
     homes = {"fp32": bench.source, **{name: scratch / name for name in built}}
-    times = interleaved({name: open_run(home, threads=1) for name, home in homes.items()}, bench.laps) if built else {}
+    times: Mapping[str, float] = {}
+    if built:
+        runs = {name: open_run(home, threads=1) for name, home in homes.items()}
+        times = interleaved(runs, bench.laps, seconds=bench.settings.timing_seconds)
     candidates = [judged(one, times, bench) if one.name in times else one for one in candidates]
     for one in candidates:
         print(f"{one.name}: {one.status}: {one.reason}")
@@ -246,7 +249,7 @@ def compare_on_test(
     if home and winner:
         single[winner.name] = open_run(home, threads=1)
     with one_torch_thread():
-        times = interleaved(single, bench.laps)
+        times = interleaved(single, bench.laps, seconds=bench.settings.timing_seconds)
     return [
         {"name": name, "metric": metrics[name], "bytes": size, "latency_ms": times[name]} for name, _, size in contenders
     ]

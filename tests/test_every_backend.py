@@ -33,7 +33,7 @@ MakeSpec = Callable[..., RunSpec]
 SmallSpec = Callable[..., RunSpec]
 Train = Callable[[RunSpec], RunResult]
 TOLERANCE = 2e-6
-NUM_STEPS, NUM_EXAMPLES = 5, 48
+NUM_STEPS, NUM_EXAMPLES, BATCH = 5, 48, 8
 OTHERS = [name for name in names() if name != "segmentation"]
 # A checkpoint after every step.
 SAVING = {"checkpoint_minutes": 0, "keep_checkpoints": 9}
@@ -235,11 +235,11 @@ def make_small_spec(small_examples: Any, tmp_path: Path) -> SmallSpec:
     def make(workload: str, backend: str, **train: Any) -> RunSpec:
         settings, examples = small_examples(workload)
         records = Records.open(examples.records, root=examples.raw)
-        steps = {"epochs": (NUM_STEPS - 0.5) * settings.train.global_batch / len(records.split("train")), **SAVING, **train}
+        steps = {"epochs": (NUM_STEPS - 0.5) * BATCH / len(records.split("train")), "global_batch": BATCH, **SAVING, **train}
         short = settings.model_copy(update={"train": settings.train.model_copy(update=steps)})
         # One micro-batch a rank: the sum of two gradients is the same in any order, to the last bit. Adam makes much of it.
         ranks, copies = (1, 2) if backend == "dp" else (2, 1)
-        half = settings.train.global_batch // 2
+        half = BATCH // 2
         plan = Plan(backend, "cpu", ranks, half, copies, 1, 0, 2, "fp32", {}, replicas=copies)  # pyright: ignore[reportArgumentType]
         folders = {"records": str(examples.records), "root": str(examples.raw), "output": str(tmp_path / "run")}
         return RunSpec(workload, short.model_dump(mode="json"), examples.facts, **folders, plan=plan, fingerprint="one")

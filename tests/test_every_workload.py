@@ -54,19 +54,28 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     run = [name if word == "segmentation" else word for word in run]
     _said(project, slipway, "use", name, "small")
     params = project / "params.yaml"
-    params.write_text(re.sub(r"(?m)^workloads: \[.*\]", f"workloads: [{name}]", params.read_text()))
+    text = re.sub(r"(?m)^workloads: \[.*\]", f"workloads: [{name}]", params.read_text())
+    if name != "segmentation":  # tests/test_every_backend.py trains it on two ranks
+        text, num = re.subn(rf"(?ms)(^{name}:.*?^  plan: ){{}}", r"\1{backend: single}", text)
+        assert num == 1
+    params.write_text(text)
 
-    first = _said(project, slipway, *run)
-    assert "published: v1" in first
+    # One door makes it, the other finds nothing to do: segmentation comes through Prefect's, the others through DVC's.
+    repro = readme_command(".venv/bin/dvc repro")
+    made = _said(project, slipway, *run) if name == "segmentation" else _said(project, *repro)
+    assert "PUBLISHED as v1" in made
     comparison = json.loads((project / "data" / "quantize" / name / "comparison.json").read_text())
     assert comparison["passed"]
     assert {"torch", "fp32", comparison["chosen"]} == {row["name"] for row in comparison["rows"]}
     assert (project / "data" / "report" / name / "report.html").stat().st_size > 10_000
     lock = (project / "dvc.lock").read_bytes()
 
-    second = _said(project, slipway, *run)
-    assert len(re.findall(r"\bunchanged +\d", second)) == 10
-    assert "up to date" in _said(project, *readme_command(".venv/bin/dvc repro"))
+    if name == "segmentation":
+        assert "published: v1" in made
+        assert "up to date" in _said(project, *repro)
+    else:
+        again = _said(project, slipway, *run)
+        assert len(re.findall(r"\bunchanged +\d", again)) == 10 and "published: v1" in again
     assert (project / "dvc.lock").read_bytes() == lock
 
     _said(project, *readme_command(".venv/bin/dvc plots show"))

@@ -14,7 +14,6 @@ from tasks.trained import Trained
 
 NUM_RECORDS = 8
 MIN_ROUNDS, MAX_ROUNDS = 15, 200
-SECONDS = 3.0
 
 
 def laps(trained: Trained, run: Run, records: Records) -> list[list[Call]]:
@@ -25,9 +24,7 @@ def laps(trained: Trained, run: Run, records: Records) -> list[list[Call]]:
     return list(found.values())
 
 
-def interleaved(
-    contestants: Mapping[str, Run], laps: Sequence[Sequence[Call]], *, seconds: float = SECONDS
-) -> dict[str, float]:
+def interleaved(contestants: Mapping[str, Run], laps: Sequence[Sequence[Call]], *, seconds: float) -> dict[str, float]:
     """The median time of one record for each contestant, milliseconds.
 
     Each round times every contestant once on the same record, starting with another one each time; rounds go on for about

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from contracts.plan import Hardware, Plan
 from contracts.workload import ROOT
 from tasks import plan as stage
 from tests.cli import parsed_project
-from tests.conftest import Scenes
 from tests.readme import readme_command
 
 LAPTOP = Hardware((), "CPU", 2, 8 << 30, 8 << 30, 1 << 30, "Linux x86_64")
@@ -49,26 +46,25 @@ def test_a_wish_that_cannot_be_is_an_error_with_the_way_out(project: Path) -> No
 
 @pytest.mark.slow
 def test_measuring_times_real_steps_and_the_next_plan_takes_what_was_the_fastest(
-    scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one backend, so that it takes seconds; all of them train in tests/test_every_backend.py."""
-    folder = parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=8, ghost_batch=2)
+    folder = parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=8, ghost_batch=2)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["segmentation"]["plan"] = {"backend": "single", "precision": "fp32"}
+    params["tiny"]["plan"] = {"backend": "single", "precision": "fp32"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    command = readme_command(".venv/bin/slipway plan segmentation --measure")
+    _, plan, _, measure = readme_command(".venv/bin/slipway plan segmentation --measure")
 
     def said(*words: str) -> str:
-        variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        done = CliRunner().invoke(app, [*words])
+        assert done.exit_code == 0, done.output
+        return done.output
 
-    first = said(*command)
+    first = said(plan, "tiny", measure)
     assert first.count("plan: single, ") == 2, "the fastest is timed once more"
     assert "samples/s   1.00" in first and "<- chosen" in first
-    made = Plan.read(folder / "data/plan/segmentation/plan.json")
+    made = Plan.read(folder / "data/plan/tiny/plan.json")
     assert (made.backend, made.precision, made.global_batch) == ("single", "fp32", 8)
-    again = said(*command[:-1])
+    again = said(plan, "tiny")
     assert "measured before and taken from .slipway" in again and "plan: single" not in again
     assert not (folder / "runs").exists()

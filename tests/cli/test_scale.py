@@ -119,15 +119,15 @@ def test_the_command_times_each_layout_once_and_says_what_cannot_be_seen(
 
 
 @pytest.mark.slow
-def test_two_real_ranks_are_timed_beside_one(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_real_ranks_are_timed_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_core = replace(hardware_module.detect(), devices=(), cores=1)  # so that one rank alone is timed once
     monkeypatch.setattr(hardware_module, "detect", lambda: one_core)
-    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=16, ghost_batch=8)
-    words = readme_command(".venv/bin/slipway scale segmentation --ranks 1 2")[1:]
-    result = CliRunner().invoke(app, words)
+    parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=16, ghost_batch=8)
+    _, scale, _, *ranks = readme_command(".venv/bin/slipway scale segmentation --ranks 1 2")
+    result = CliRunner().invoke(app, [scale, "tiny", *ranks])
     assert result.exit_code == 0, result.output
     assert result.output.count("samples/s\n") == 2 and "2 ranks share 1 cores" in result.output
-    table = (tmp_path / "profiles" / "segmentation" / "scale.csv").read_text(encoding="utf-8").splitlines()
+    table = (tmp_path / "profiles" / "tiny" / "scale.csv").read_text(encoding="utf-8").splitlines()
     one, two = csv.DictReader(table)
     assert (one["ranks"], one["backend"], two["ranks"], two["backend"]) == ("1", "single", "2", "ddp")
     assert (one["accumulation"], two["accumulation"]) == ("2", "1") and not one["failed"] + two["failed"]

@@ -23,12 +23,17 @@ from engine import launch
 from engine.backends import NAMES
 from tests.engine import tiny_ranks
 from tests.engine.planted import faulty_rank
+from workloads.segmentation.yolo import prepare_ultralytics
 
 POLL_SECONDS, PATIENCE_SECONDS = 0.02, 120.0
 MOST_RANKS = 2
-# Model libraries that take seconds to import, by the workload that needs them.
+# Libraries that take seconds to import, by the workload or the backend that needs them.
 LIBRARIES = {
     "captioning": ("transformers.models.llama.modeling_llama", "transformers.models.siglip.modeling_siglip", "peft"),
+    "segmentation": ("ultralytics.nn.tasks", "ultralytics.data.augment", "ultralytics.utils.loss", "faster_coco_eval"),
+    "accelerate": ("accelerate",),
+    # The last of them only when its first engine is made.
+    "deepspeed": ("deepspeed", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.muon.muon_optimizer"),
 }
 OWNER = "WAITING_FOR_RUNS_OF"
 
@@ -92,10 +97,18 @@ def _wait_for(path: Path, other: int) -> dict[str, Any]:
 
 
 def import_everything() -> None:
-    """What a run would import on any backend, and of the workloads that it may be of."""
+    """What any run would import."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     backends = [f"engine.backends.{name}" for name in NAMES]
-    for module in ("accelerate", "deepspeed", "pandas", "torch._dynamo", "engine.loop", *backends, "workloads.tiny"):
+    for module in ("pandas", "torch._dynamo", "engine.loop", *backends, "workloads.tiny"):
+        importlib.import_module(module)
+
+
+def import_what_is_large(run: RunSpec) -> None:
+    """The libraries of a run's workload and of its backend; once for all of its kind."""
+    if run.workload == "segmentation":
+        prepare_ultralytics()
+    for module in (*LIBRARIES.get(run.workload, ()), *LIBRARIES.get(run.plan.backend, ())):
         importlib.import_module(module)
 
 
@@ -112,8 +125,7 @@ def main(folder: Path) -> None:
         asked = read_json(path)
         if int(rank) >= asked["ranks"]:
             continue
-        for module in LIBRARIES.get(RunSpec.read(Path(asked["spec"])).workload, ()):  # once for all of its runs
-            importlib.import_module(module)
+        import_what_is_large(RunSpec.read(Path(asked["spec"])))
         write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
 
 
