@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -71,6 +72,26 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     folder = tmp_path_factory.mktemp("rows")
     write_rows(folder / "parse", num_train=37, num_val=11)
     return Examples(folder, folder / "parse", {})
+
+
+@pytest.fixture(scope="session")
+def small_examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Examples]]:
+    """The preset `small` of a workload, and 48 examples of its own sample prepared with it; made once for each. A captioner's base
+    models have learnt nothing: any will do whose words are far enough apart for adapters to tell them from each other."""
+    from cli.use import preset_file
+    from contracts.settings import read_params, validate
+    from contracts.workload import load
+    from tests.workloads.captioning.conftest import write_bases
+
+    @functools.cache
+    def made(workload: str) -> tuple[Any, Examples]:
+        section = read_params(preset_file(workload, "small"))
+        if workload == "captioning":
+            section["prepare"] = write_bases(tmp_path_factory.mktemp("bases"), spread=0.1)
+        settings = validate(load(workload).Settings, section, where=workload)
+        return settings, prepared(workload, settings, tmp_path_factory.mktemp(workload), num=48)
+
+    return made
 
 
 @pytest.fixture

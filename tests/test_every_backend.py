@@ -5,7 +5,6 @@ The tiny workload stands for all in most of it. What exists is tried too: `-k ca
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,23 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli.use import preset_file
 from contracts.files import remove
 from contracts.plan import Plan
 from contracts.records import Records
 from contracts.run import RunResult, RunSpec
-from contracts.settings import Settings, read_params, validate
-from contracts.workload import load, names
+from contracts.workload import names
 from engine.backends import NAMES
 from engine.checkpoint import Checkpoints
-from tests.conftest import Examples, prepared
-from tests.workloads.captioning.conftest import write_bases
 
 MakeSpec = Callable[..., RunSpec]
 SmallSpec = Callable[..., RunSpec]
 Train = Callable[[RunSpec], RunResult]
 TOLERANCE = 2e-6
-NUM_STEPS, NUM_EXAMPLES, BATCH = 5, 48, 8
+NUM_STEPS, BATCH = 5, 8
 OTHERS = [name for name in names() if name != "segmentation"]
 # A checkpoint after every step.
 SAVING = {"checkpoint_minutes": 0, "keep_checkpoints": 9}
@@ -210,22 +205,6 @@ def test_half_precision_learns_nearly_the_same(
     train(spec)
     assert 0 < difference(last_weights(spec), last_weights(reference(spec))) < 0.02
     assert all(value.dtype == torch.float32 for value in last_weights(spec).values() if value.is_floating_point())
-
-
-@pytest.fixture(scope="session")
-def small_examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Settings, Examples]]:
-    """The preset `small` of a workload, and examples of its own sample prepared with it; made once for each. A captioner's base
-    models have learnt nothing: any will do."""
-
-    @functools.cache
-    def made(workload: str) -> tuple[Settings, Examples]:
-        section = read_params(preset_file(workload, "small"))
-        if workload == "captioning":
-            section["prepare"] = write_bases(tmp_path_factory.mktemp("bases"))
-        settings = validate(load(workload).Settings, section, where=workload)
-        return settings, prepared(workload, settings, tmp_path_factory.mktemp(workload), num=NUM_EXAMPLES)
-
-    return made
 
 
 @pytest.fixture

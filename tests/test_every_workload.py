@@ -86,10 +86,6 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         _said(project, *readme_command(".venv/bin/dvc push"))
         assert any((project / ".slipway" / "remote" / "files").rglob("*"))
         assert "TRAINING PLAN" in _said(project, *readme_command(".venv/bin/slipway hardware"))
-    else:  # tests/tasks/test_preflight.py does it with segmentation
-        checked = _said(project, slipway, "preflight", name)
-        assert re.search(r"(?m)^passed +labels .* of the labels count", checked)
-        assert re.search(r"(?m)^passed +initial loss .* expected ", checked)
 
     raw = project / "data" / "download" / name / "raw"
     picture = next(path for path in raw.rglob("*") if path.suffix in load(name).raw.suffixes)

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from contracts.plan import Plan
 from contracts.preflight import Estimate, Finding
 from contracts.run import RunSpec
-from contracts.workload import Facts, Measure, Scores
+from contracts.workload import Facts, Measure, Scores, names
 from engine import loop as engine_loop
 from engine.checks import _alike_scored, _apart, check, digested, one_batch, rank_batches
 from engine.feeding import feed
@@ -437,6 +438,23 @@ def test_segmentation_has_no_fault_with_either_optimiser(make_spec: MakeSpec, op
     assert list(findings) == NAMES
     assert not failed(findings), findings
     assert [name for name, one in findings.items() if one.state == "not applicable"] == ["teacher"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names() if name != "segmentation"])
+def test_every_other_workload_has_no_fault_with_its_preset_small(small_examples: Any, tmp_path: Path, name: str) -> None:
+    settings, examples = small_examples(name)
+    plan = Plan("single", "cpu", 1, 4, settings.train.global_batch // 4, 1, 0, 1, "fp32", {})
+    folders = {"records": str(examples.records), "root": str(examples.raw), "output": str(tmp_path)}
+    told: list[Finding | Estimate] = []
+    spec = RunSpec(name, settings.model_dump(mode="json"), examples.facts, **folders, plan=plan, fingerprint="one")
+    check(spec, tell=told.append)
+    findings = {one.name: one for one in told if isinstance(one, Finding)}
+    assert list(findings) == NAMES
+    assert not failed(findings), findings
+    assert {name for name, one in findings.items() if one.state == "not applicable"} <= {"frozen parameters", "teacher"}
+    assert re.fullmatch(r"[0-9.]+% of the labels count: .*", findings["labels"].reason)
+    assert ", expected " in findings["initial loss"].reason
 
 
 @pytest.mark.slow

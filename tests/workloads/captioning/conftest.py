@@ -29,8 +29,11 @@ class Tiny:
         return self.settings.model_copy(update={"train": self.settings.train.model_copy(update=values)})
 
 
-def write_bases(folder: Path, *, encoder: str = "siglip", decoder: str = "llama") -> dict[str, dict[str, str]]:
-    """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them."""
+def write_bases(
+    folder: Path, *, encoder: str = "siglip", decoder: str = "llama", spread: float = 0.02
+) -> dict[str, dict[str, str]]:
+    """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them. `spread` is the
+    standard deviation of the language model's weights."""
     import torch
     from transformers import (
         AutoConfig,
@@ -68,7 +71,7 @@ def write_bases(folder: Path, *, encoder: str = "siglip", decoder: str = "llama"
     end: Any = tokenizer.convert_tokens_to_ids(END)
     words = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, "eos_token_id": end, "bos_token_id": end}
     heads = {} if decoder == "gpt2" else {"num_key_value_heads": 1}
-    config = AutoConfig.for_model(decoder, **sizes, **heads, **words)
+    config = AutoConfig.for_model(decoder, **sizes, **heads, **words, initializer_range=spread)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
     return {part: {"name": str(folder / part)} for part in ("encoder", "decoder")}
