@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from contracts.files import write_json
+from contracts.files import replace_when_complete, write_json
 from contracts.records import Record, Records, write_records
 from contracts.settings import ExportSettings
 from contracts.workload import Graph, load
@@ -30,10 +31,10 @@ class Tiny:
 
 
 def write_bases(
-    folder: Path, *, encoder: str = "siglip", decoder: str = "llama", spread: float = 0.02
+    folder: Path, *, encoder: str = "siglip", decoder: str = "llama", layers: int = 2, spread: float = 0.02
 ) -> dict[str, dict[str, str]]:
-    """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them. `spread` is the
-    standard deviation of the language model's weights."""
+    """Random models of transformers' own classes, saved as they would lie on the hub; as `prepare` names them. `layers` are those of
+    each, on which the time of an export depends; `spread` is the standard deviation of the language model's weights."""
     import torch
     from transformers import (
         AutoConfig,
@@ -53,7 +54,12 @@ def write_bases(
     from workloads.captioning.base.language import END, texts, train_tokenizer
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
     seeing: dict[str, Any] = {**sizes, "image_size": 48, "patch_size": 16}
     square = {"height": 48, "width": 48}
     if encoder == "clip":
@@ -99,20 +105,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def parts(tiny: Tiny) -> Mapping[str, Graph]:
-    """The tiny captioner's graphs, with weights large enough for captions to differ."""
+def objective(tiny: Tiny) -> Any:
+    """The tiny captioner's, the same in every process, with weights large enough for captions to differ."""
+    import torch
+
     from tests.workloads.captioning.test_generating import loud
-    from workloads.captioning.graph import graphs
     from workloads.captioning.objective import build
 
-    return graphs(loud(build(tiny.settings, tiny.facts, pretrained=True)).captioner, tiny.facts)
+    torch.manual_seed(1)
+    return loud(build(tiny.settings, tiny.facts, pretrained=True))
 
 
 @pytest.fixture(scope="session")
-def model(tiny: Tiny, parts: Mapping[str, Graph], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as `export` leaves it."""
-    folder = tmp_path_factory.mktemp("model")
-    write_graphs(parts, folder, settings=tiny.settings.model_dump(mode="json"), facts=tiny.facts)
+def parts(tiny: Tiny, objective: Any) -> Mapping[str, Graph]:
+    """Its graphs."""
+    from workloads.captioning.graph import graphs
+
+    return graphs(objective.captioner, tiny.facts)
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Tiny, parts: Mapping[str, Graph], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The same as `export` leaves it; written once for all processes that share the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "captioner"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with replace_when_complete(folder) as made:
+                write_graphs(parts, made, settings=tiny.settings.model_dump(mode="json"), facts=tiny.facts)
     return folder
 
 

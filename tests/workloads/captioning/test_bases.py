@@ -39,7 +39,8 @@ def test_a_language_model_made_on_the_spot_learns_the_data_s_own_captions_and_ca
     before = (made / "model.safetensors").stat().st_mtime_ns
     assert describe(settings, tmp_path, captions=OWN) == facts
     assert (made / "model.safetensors").stat().st_mtime_ns == before, "the same captions cost nothing again"
-    assert describe(settings, tmp_path, captions=[*OWN, "a cat"])["decoder"]["name"] != facts["decoder"]["name"]
+    names = [base._key(base.CODE["language"], 1, base._digest(captions)) for captions in (OWN, [*OWN, "a cat"])]
+    assert made.name == f"language-{names[0]}" and names[0] != names[1], "other captions make another"
 
     loss = json.loads((made / "reached.json").read_text())["loss"]
     assert facts["reached"] == {"decoder": {"loss": loss}}, "an encoder that is named has reached nothing here"

@@ -81,7 +81,7 @@ def test_the_graphs_of_any_encoder_and_language_model_say_what_generate_says(
     tiny: Tiny, tmp_path: Path, encoder: str, decoder: str
 ) -> None:
     facts = describe_bases(
-        CaptioningPrepare.model_validate(write_bases(tmp_path, encoder=encoder, decoder=decoder)), tmp_path
+        CaptioningPrepare.model_validate(write_bases(tmp_path, encoder=encoder, decoder=decoder, layers=1)), tmp_path
     )
     captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
     write_graphs(graphs(captioner, facts), tmp_path)

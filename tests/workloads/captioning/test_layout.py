@@ -27,11 +27,14 @@ from workloads.captioning.settings import CaptioningPrepare
 PROMPTS = ("<image>", "<image> a small red seven", "<image> two", "<image> a green one left of")
 
 
-@pytest.fixture(scope="module", params=["siglip", pytest.param("clip", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[("siglip", 2), pytest.param(("clip", 1), marks=pytest.mark.slow)], ids=lambda value: value[0]
+)
 def published(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `train` and `export` put into a published folder, with some of the pictures' captions by the workload's graphs."""
+    encoder, layers = request.param
     folder = tmp_path_factory.mktemp("published")
-    facts = describe_bases(CaptioningPrepare.model_validate(write_bases(folder, encoder=request.param)), folder)
+    facts = describe_bases(CaptioningPrepare.model_validate(write_bases(folder, encoder=encoder, layers=layers)), folder)
     captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
     save(captioner, folder, facts, name="best")
     made = layout(captioner, facts)

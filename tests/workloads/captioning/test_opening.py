@@ -35,12 +35,13 @@ def lines_of(page: str) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
-def said_by_the_lines_of(page: str, folder: Path) -> list[str]:
-    """What the Python that a page shows prints in a folder, where nothing of this project can be imported."""
+def said_by_the_lines_of(page: str, *folders: Path) -> list[str]:
+    """What the Python that a page shows prints in one folder after the other, where nothing of this project can be imported."""
+    code = "".join(f"import os\nos.chdir({str(folder)!r})\n{lines_of(page)}\n" for folder in folders)
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", lines_of(page)],
-        cwd=folder,
+        [sys.executable, "-I", "-W", "ignore", "-c", code],
+        cwd=folders[0],
         env={**alone, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -54,32 +55,27 @@ def on_the_hub(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "decoder": {**facts["decoder"], "name": "somebody/words", "revision": COMMIT}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["siglip", "clip"])
-def test_the_documented_lines_say_the_merged_models_caption_in_a_folder_that_was_moved(
-    tiny: Tiny, tmp_path: Path, encoder: str
-) -> None:
-    made = tmp_path / "made"
+def moved_away(tiny: Tiny, folder: Path, *, encoder: str) -> tuple[Path, str]:
+    """A folder with a picture and a published captioner that were made in another, which is gone, and the picture's caption."""
+    made, elsewhere = folder / "made", folder / "elsewhere"
     facts = describe_bases(CaptioningPrepare.model_validate(write_bases(made, encoder=encoder)), made)
     captioner = loud(build(tiny.settings, facts, pretrained=True)).captioner
     save(captioner, made / "model", facts, name="best")
-    image, elsewhere = images_of(tiny, 4)[3], tmp_path / "elsewhere"
-    [tokens] = describe(
-        torch_run(graphs(captioner, facts), "cpu"),
-        image[None],
-        facts["picture"],
-        end=facts["tokenizer"]["end"],
-        longest=32,
-        beams=1,
-    )
+    image, run = images_of(tiny, 4)[3], torch_run(graphs(captioner, facts), "cpu")
+    [tokens] = describe(run, image[None], facts["picture"], end=facts["tokenizer"]["end"], longest=32, beams=1)
     (elsewhere / "registry" / "captioning").mkdir(parents=True)
     (made / "model").rename(elsewhere / "registry" / "captioning" / "v1")
-    made.rename(tmp_path / "gone")
+    made.rename(folder / "gone")
     Image.fromarray(image).save(elsewhere / "picture.png")
+    return elsewhere, Words(facts["tokenizer"]).text(tokens)
+
+
+@pytest.mark.slow
+def test_the_documented_lines_say_the_merged_models_caption_in_a_folder_that_was_moved(tiny: Tiny, tmp_path: Path) -> None:
     page = PAGE.read_text(encoding="utf-8")
-    merged, adapted = said_by_the_lines_of(page, elsewhere)
-    caption = Words(facts["tokenizer"]).text(tokens)
-    assert caption and merged.strip() == adapted.strip() == caption
+    places, captions = zip(*(moved_away(tiny, tmp_path / one, encoder=one) for one in ("siglip", "clip")), strict=True)
+    said = [line.strip() for line in said_by_the_lines_of(page, *places)]
+    assert all(captions) and said == [caption for caption in captions for _ in ("merged", "adapted")]
     assert "trust_remote_code" not in page
 
 

@@ -7,13 +7,13 @@ them is faster at these sizes is nobody's business.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-import torch
 
 from contracts.files import read_json, write_json
 from contracts.plan import Plan
@@ -24,11 +24,11 @@ from engine.torch_runtime import torch_run
 from engine.weights import frozen_bases, save_weights
 from serving.runtime import open_run
 from tasks import export, quantize
+from tasks.shipping.storing import with_data
 from tasks.trained import Trained
 from tests.workloads.captioning.conftest import Tiny
-from tests.workloads.captioning.test_generating import LONGEST, loud
+from tests.workloads.captioning.test_generating import LONGEST
 from workloads.captioning.graph import graphs
-from workloads.captioning.objective import build
 from workloads.captioning.predicting import measure
 
 EXPORTED, OUTPUT = (Path("data") / stage / "captioning" for stage in ("export", "quantize"))
@@ -36,12 +36,10 @@ PLAN = Plan("single", "cpu", 1, 8, 1, 1, 0, 1, "fp32", {})
 EVALUATE = {"longest": LONGEST}
 
 
-def write_project(tiny: Tiny) -> None:
+def write_project(tiny: Tiny, objective: Any) -> None:
     """The current folder as it stands after the stage train, of the tiny captioner."""
     workload, place = load("captioning"), Path("data/train/captioning/model")
     settings: Any = workload.Settings.model_validate({**tiny.settings.model_dump(), "evaluate": EVALUATE})
-    torch.manual_seed(1)
-    objective = loud(build(settings, tiny.facts, pretrained=True))
     said = measure(torch_run(graphs(objective.captioner, tiny.facts), "cpu"), tiny.records, settings, tiny.facts)
     records = [
         dataclasses.replace(record, targets={**record.targets, "captions": [each["caption"]]})
@@ -59,15 +57,18 @@ def write_project(tiny: Tiny) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tiny: Tiny, objective: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a project after the stage export, as far as quantize reads what that wrote."""
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write_project(tiny)
+        write_project(tiny, objective)
         configure(tiny)
         trained = Trained.open("captioning")
-        export.write_artifact(EXPORTED, trained, trained.graphs())
+        shutil.copytree(model / "graphs", EXPORTED / "graphs")
+        write_json(
+            EXPORTED / "artifact.json", with_data(export.describe(trained, trained.graphs(), recipe="fp32"), EXPORTED)
+        )
         write_json(EXPORTED / "parity.json", {"passed": True})
     return folder
 
