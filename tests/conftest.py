@@ -110,13 +110,19 @@ def make_tiny_spec(rows: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Trains a run in processes of its own as `launch` does, but on ranks that are there already; `planted` names a fault of theirs."""
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Ranks that are there already, for runs of every test."""
     from tests.engine.waiting_ranks import WaitingRanks
 
-    waiting = WaitingRanks(tmp_path_factory.mktemp("waiting"))
-    yield waiting.train
-    waiting.close()
+    ranks = WaitingRanks(tmp_path_factory.mktemp("waiting"))
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def train(waiting: Any) -> Callable[..., Any]:
+    """Trains a run in processes of its own as `launch` does, but on ranks that are there already; `planted` names a fault of theirs."""
+    return waiting.train
 
 
 def _runs(workload: str, examples: Examples, folder: Path, **usual: Any) -> Callable[..., Any]:

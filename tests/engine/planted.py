@@ -219,11 +219,11 @@ def have(fault: str) -> None:
         FAULTS[fault]()
 
 
-def faulty_rank(spec: str, fault: str) -> int:
-    """Be a rank of the run in SPEC.json with that fault. Gives the exit status."""
+def faulty_rank(spec: str, fault: str, work: Callable[[str], int] = worker.main) -> int:
+    """Be a rank of the run in SPEC.json with that fault, which does `work`. Gives the exit status."""
     sys.argv = [sys.argv[0], spec]
     have(fault)
-    return worker.main(spec)
+    return work(spec)
 
 
 def main(module: str, *words: str) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import psutil
 
 from contracts.files import read_json, write_json
 from contracts.plan import Plan
+from contracts.preflight import Finding
 from contracts.run import RunResult, RunSpec
-from engine import launch
+from engine import launch, preflight, worker
 from engine.backends import NAMES
 from tests.engine import tiny_ranks
 from tests.engine.planted import faulty_rank
@@ -48,16 +51,26 @@ class WaitingRanks:
 
     def train(self, spec: RunSpec, *, planted: str = "") -> RunResult:
         """What the ranks report of a run, as `engine.launch.launch` would; `planted` is a fault of `tests.engine.planted`."""
+        self._be("engine.worker", spec, planted)
+        return RunResult.read(Path(spec.output) / "result.json")
+
+    def check(self, spec: RunSpec, *, planted: str = "") -> list[Finding]:
+        """What the checks before a run find in the ranks, as `engine.preflight.examine` would."""
+        self._be("engine.preflight", spec, planted)
+        told = (json.loads(line) for line in (Path(spec.output) / preflight.FINDINGS).read_text().splitlines())
+        return [Finding(**one) for one in told if "name" in one]
+
+    def _be(self, module: str, spec: RunSpec, planted: str) -> None:
+        """Let the ranks do what they do as `module`."""
         self.process = self.process or self._started()
         output, turn = Path(spec.output), next(self.turns)
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").unlink(missing_ok=True)
         spec.write(output / "spec.json")
-        asked = {"spec": str(output / "spec.json"), "ranks": spec.plan.ranks, "planted": planted}
+        asked = {"spec": str(output / "spec.json"), "ranks": spec.plan.ranks, "module": module, "planted": planted}
         write_json(self.folder / f"turn-{turn}.json", asked)
         ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(spec.plan.ranks)]
         assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
-        return RunResult.read(output / "result.json")
 
     def close(self) -> None:
         """End the ranks, which are waiting."""
@@ -129,16 +142,24 @@ def main(folder: Path) -> None:
         write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
 
 
-def _in_a_process(*, spec: str, ranks: int, planted: str) -> int:
-    """The status of a rank that trains as `spec` says, in a process that ends with it; what it prints goes to a file of the run."""
+def _checked(spec: str) -> int:
+    return worker.run_rank(spec, partial(preflight.check_run, shortest=0.0))
+
+
+# What a rank does as a module.
+WORK = {"engine.worker": worker.main, "engine.preflight": _checked}
+
+
+def _in_a_process(*, spec: str, ranks: int, module: str, planted: str) -> int:
+    """The status of a rank that is `module` for the run of `spec`, in a process that ends with it; what it prints goes to a file."""
     os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(ranks)))
     with Path(spec).with_name(f"said-{os.environ['RANK']}.txt").open("ab") as printed:
         if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
-            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", "engine.worker", spec]
+            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", module, spec, "0"]
             return subprocess.run(words, env={**os.environ, "PLANTED": planted}, stdout=printed).returncode
         if (child := os.fork()) == 0:
             os.dup2(printed.fileno(), 1)
-            os._exit(faulty_rank(spec, planted))
+            os._exit(faulty_rank(spec, planted, WORK[module]))
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -21,6 +21,7 @@ from contracts.settings import PublishSettings, Settings
 from tasks import preflight
 from tasks.publishing import hub as hub_registry
 from tasks.publishing import registry
+from tests.engine.test_preflight import NAMES
 from tests.engine.tiny_workload import Shipped, Tiny, tiny_spec
 from tests.tasks.hub_server import HubServer, Repository
 from workloads.segmentation import Segmentation
@@ -280,7 +281,8 @@ def test_segmentation_has_no_fault_in_two_ranks_and_nothing_stays_behind(make_sp
     assert not report.failed, report.failed
     findings = {one.name: one for one in report.findings}
     assert len(findings) == 15
-    assert "of 2 ranks" in findings["rank batches"].reason
+    assert [name for name in findings if name in NAMES] == NAMES
+    assert "2 steps of 2 ranks: every sample once" in findings["rank batches"].reason
     assert {name for name, one in findings.items() if one.state == "not applicable"} == {"teacher"}
     estimate, scenes = report.estimate, Records.open(Path(spec.records), root=Path(spec.root))
     assert estimate is not None
