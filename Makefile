@@ -25,7 +25,7 @@ demo: environment
 	@$(BIN)/slipway run segmentation
 
 test: environment
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 check: environment
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ switch ($Verb) {
         Invoke-Checked "$Programs\slipway.exe" @("run", "segmentation")
     }
     "test" {
-        $Workers = @("--numprocesses", "logical", "--maxprocesses", "4", "--dist", "worksteal")
+        $Workers = @("--numprocesses", "3", "--dist", "worksteal")
         Invoke-Checked "$Programs\python.exe" (@("-m", "pytest") + $Workers + $Arguments)
     }
     "check" {

@@ -84,7 +84,8 @@ class PlanSettings(Section):
     `micro_batch` is in samples a rank, `hang_seconds` how long a rank may show no progress, `restarts` how often a run that
     lost a rank goes on by itself. `zero_stage` is DeepSpeed's; `offload` lets the optimiser's state, or the parameters too,
     rest in the CPU's memory (`fsdp`, `deepspeed`). `compress_gradients` sends them as bf16 (`ddp`). `accelerate_config` is a
-    file that `accelerate config` wrote.
+    file that `accelerate config` wrote. `preflight` says which trainings are checked before they start: those that take more
+    than a minute, all, or none.
     """
 
     backend: Literal["auto", "single", "dp", "ddp", "fsdp", "deepspeed", "accelerate"] = "auto"
@@ -99,6 +100,7 @@ class PlanSettings(Section):
     accelerate_config: str | None = None
     restarts: Annotated[int, Field(ge=0)] = 3
     hang_seconds: Annotated[float, Field(gt=0)] = 300
+    preflight: Literal["auto", "always", "never"] = "auto"
 
 
 class TrainSettings(Section):

@@ -35,7 +35,7 @@ FULL = 0.95
 
 
 def before_training(spec: RunSpec, settings: Settings) -> None:
-    """The preflight of a run, once for its fingerprint; not of a run that goes on, and only measured where it is short.
+    """The preflight of a run, once for its fingerprint, as `plan.preflight` says; not of a run that goes on.
 
     Raises:
         SlipwayError: when a check failed, with each of them.
@@ -44,14 +44,18 @@ def before_training(spec: RunSpec, settings: Settings) -> None:
     place = output / "preflight.json"
     if any((output / "checkpoints").glob("step-*")) or _was_passed(place, spec.fingerprint):
         return
+    if settings.plan.preflight == "never":
+        print("preflight: none, as plan.preflight says", flush=True)
+        return
     began = time.monotonic()
-    report = preflight(spec, settings, shortest=SHORT_SECONDS)
+    report = preflight(spec, settings, shortest=0.0 if settings.plan.preflight == "always" else SHORT_SECONDS)
     report.write(place)
     print(f"preflight: {summary(report)}, in {time.monotonic() - began:.0f} s", flush=True)
     if report.failed:
         faults = "\n  ".join(one.line() for one in report.failed)
         raise SlipwayError(
-            f"training was not started, for the preflight found:\n  {faults}\n`slipway preflight {spec.workload}` repeats it"
+            f"training was not started, for the preflight found:\n  {faults}\n`slipway preflight {spec.workload}` repeats it;"
+            " plan.preflight: never trains without it"
         )
 
 

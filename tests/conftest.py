@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,20 @@ def make_tiny_spec(rows: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Ranks that are there already, for runs of every test."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that is the same in all processes that the tests run in."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def waiting(shared: Path, worker_id: str) -> Any:
+    """Ranks that are there already, for runs of every test; they end with the process that all tests belong to."""
     from tests.engine.waiting_ranks import WaitingRanks
 
-    ranks = WaitingRanks(tmp_path_factory.mktemp("waiting"))
-    yield ranks
-    ranks.close()
+    folder = shared / "waiting"
+    folder.mkdir(exist_ok=True)
+    return WaitingRanks(folder, owner=os.getpid() if worker_id == "master" else os.getppid())
 
 
 @pytest.fixture(scope="session")

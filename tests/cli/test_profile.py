@@ -142,20 +142,20 @@ def test_data_that_was_not_parsed_is_an_error_that_says_so(tmp_path: Path, monke
 def test_a_real_profile_leaves_a_picture_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two_cores = replace(hardware_module.detect(), devices=(), cores=2)
-    monkeypatch.setattr(hardware_module, "detect", lambda: two_cores)
-    folder = parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=8, ghost_batch=2) / "profiles" / "tiny"
+    one_core = replace(hardware_module.detect(), devices=(), cores=1)  # two ranks are timed in tests/cli/test_scale.py
+    monkeypatch.setattr(hardware_module, "detect", lambda: one_core)
+    folder = parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=4, ghost_batch=2) / "profiles" / "tiny"
     profile("tiny", steps=2)
     rows: list[dict[str, Any]] = list(csv.DictReader((folder / "profile.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["micro_batch"], row["accumulation"]) for row in rows] == [("2", "2"), ("4", "1")]
     for row in rows:
-        assert not row["failed"] and float(row["sync_seconds"]) > 0
+        assert not row["failed"]
         parts = [float(row[f"{name}_seconds"]) for name in PARTS]
         assert 0 < sum(parts) < 1.5 * float(row["step_seconds"])
-        assert float(row["samples_per_second"]) == pytest.approx(8 / float(row["step_seconds"]), rel=1e-3)
+        assert float(row["samples_per_second"]) == pytest.approx(4 / float(row["step_seconds"]), rel=1e-3)
     width, height = png_size(folder / "profile.png")
     assert width > 1500 and height > 500
     out = capsys.readouterr().out
-    assert "ddp on 2 CPU ranks x 1 thread" in out and "samples/s" in out
+    assert "single on 1 CPU rank x 1 thread" in out and "samples/s" in out
     assert re.search(r"\* (The planned micro-batches of|Micro-batches of) [24] (are as fast as any|train )", out)
     assert f"written: {Path('profiles', 'tiny', 'profile.png')}" in out

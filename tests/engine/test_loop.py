@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -194,18 +193,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_tiny_spec: MakeSpec, mo
     step = Checkpoints(Path(spec.output) / "checkpoints", fingerprint="one").found()[-1].step
     assert step >= 4
     assert not (Path(spec.output) / "result.json").exists()
-
-
-def test_ranks_do_not_outlive_a_killed_launcher(make_tiny_spec: MakeSpec) -> None:
-    spec = make_tiny_spec("orphans", ranks=2, epochs=2000)
-    process = _start(spec)
-    _wait_for_step(spec, 4, process)
-    ranks = psutil.Process(process.pid).children(recursive=True)
-    assert len(ranks) >= 2
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(ranks, timeout=20)
-    assert not alive
 
 
 def test_another_runs_checkpoint_is_refused(make_tiny_spec: MakeSpec) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from contracts.files import read_json, write_json
 from contracts.plan import Plan
@@ -42,12 +43,11 @@ OWNER = "WAITING_FOR_RUNS_OF"
 
 
 class WaitingRanks:
-    """Two ranks under torchrun, which know the tiny workload; started with the first run, ended with `close`. A run of one rank is
-    the first one's alone."""
+    """Two ranks under torchrun, which know the tiny workload; started with the first run, ended with the process `owner`. A run of
+    one rank is the first one's alone. Processes with the same folder have the same ranks, and wait for each other's runs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.turns = folder, itertools.count()
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path, *, owner: int) -> None:
+        self.folder, self.owner = folder, owner
 
     def train(self, spec: RunSpec, *, planted: str = "") -> RunResult:
         """What the ranks report of a run, as `engine.launch.launch` would; `planted` is a fault of `tests.engine.planted`."""
@@ -62,31 +62,30 @@ class WaitingRanks:
 
     def _be(self, module: str, spec: RunSpec, planted: str) -> None:
         """Let the ranks do what they do as `module`."""
-        self.process = self.process or self._started()
-        output, turn = Path(spec.output), next(self.turns)
+        output = Path(spec.output)
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").unlink(missing_ok=True)
         spec.write(output / "spec.json")
         asked = {"spec": str(output / "spec.json"), "ranks": spec.plan.ranks, "module": module, "planted": planted}
-        write_json(self.folder / f"turn-{turn}.json", asked)
-        ended = [_wait_for(self.folder / f"turn-{turn}-{rank}.json", self.process.pid) for rank in range(spec.plan.ranks)]
+        with FileLock(self.folder / "lock"):
+            agent, turn = self._agent(), len(list(self.folder.glob("asked-*.json")))
+            write_json(self.folder / f"asked-{turn}.json", asked)
+            ended = [_wait_for(self.folder / f"ended-{turn}-{rank}.json", agent) for rank in range(spec.plan.ranks)]
         assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
 
-    def close(self) -> None:
-        """End the ranks, which are waiting."""
-        if self.process:
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                one.kill()
-            self.process.kill()
-            self.process.wait()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        plan = Plan("ddp", "cpu", MOST_RANKS, 1, 1, 1, 0, 2, "fp32", {})
-        line = tiny_ranks.command(plan, self.folder, module="tests.engine.waiting_ranks")
-        # Not by the launcher's own variable: a launcher ends all that carry its number when one of its runs is over.
-        variables = {**launch.environment(plan), OWNER: str(os.getpid())}
-        del variables["SLIPWAY_LAUNCHER"]
-        return subprocess.Popen(line, env=variables, start_new_session=True)
+    def _agent(self) -> int:
+        """The process that the ranks belong to, which is started where there is none."""
+        there = self.folder / "agent.json"
+        if not there.exists():
+            plan = Plan("ddp", "cpu", MOST_RANKS, 1, 1, 1, 0, 2, "fp32", {})
+            line = tiny_ranks.command(plan, self.folder, module="tests.engine.waiting_ranks")
+            # Not by the launcher's own variable: a launcher ends all that carry its number when one of its runs is over.
+            variables = {**launch.environment(plan), OWNER: str(self.owner)}
+            del variables["SLIPWAY_LAUNCHER"]
+            agent = subprocess.Popen(line, env=variables, start_new_session=True)
+            agent.returncode = 0  # it is not this process's to wait for
+            write_json(there, {"pid": agent.pid})
+        return read_json(there)["pid"]
 
 
 def said(spec: RunSpec) -> str:
@@ -130,7 +129,7 @@ def main(folder: Path) -> None:
     import_everything()
     rank, owner = os.environ["RANK"], int(os.environ[OWNER])
     for turn in itertools.count():
-        path = folder / f"turn-{turn}.json"
+        path = folder / f"asked-{turn}.json"
         while not path.exists():
             if not psutil.pid_exists(owner):
                 return
@@ -139,7 +138,7 @@ def main(folder: Path) -> None:
         if int(rank) >= asked["ranks"]:
             continue
         import_what_is_large(RunSpec.read(Path(asked["spec"])))
-        write_json(folder / f"turn-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
+        write_json(folder / f"ended-{turn}-{rank}.json", {"status": _in_a_process(**asked)})
 
 
 def _checked(spec: str) -> int:

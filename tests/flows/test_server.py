@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -22,7 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.tiny_project import PARAMS, Served, dvc, hire, make_project, python, until
+from tests.flows.tiny_project import PARAMS, Served, dvc, hire, python, until
 from tests.flows.tiny_project import run as run_command
 from tests.readme import readme_command
 
@@ -229,18 +228,3 @@ def newest(client: SyncPrefectClient) -> UUID:
     running = [run for run in client.read_flow_runs() if run.state and run.state.is_running()]
     assert len(running) == 1
     return running[0].id
-
-
-def test_both_doors_leave_the_same_lock_and_the_flow_ends_with_the_table(served: Served, tmp_path: Path) -> None:
-    by_flow, by_dvc = (make_project(tmp_path / name, served.variables) for name in ("flow", "dvc"))
-    said = python(by_flow, served.variables, "-m", "flows.train_pipeline")
-    dvc(by_dvc, served.variables, "repro", "layout@tiny", "quantize@tiny")
-    assert (by_flow / "dvc.lock").read_text() == (by_dvc / "dvc.lock").read_text()
-    assert "accuracy" in said and "int8 (ships)" in said and f"report: {by_flow / 'data/report/tiny/report.html'}" in said
-    assert "didn't change, skipping" in dvc(by_flow, served.variables, "repro", "quantize@tiny")
-    lines = [
-        line.split("- ")[-1].split()[:2]
-        for line in python(by_dvc, served.variables, "-m", "flows.train_pipeline").splitlines()
-    ]
-    for stage in ("fetch", "layout", "fit", "quantize"):
-        assert [stage, "unchanged"] in lines

@@ -17,7 +17,7 @@ from contracts.errors import SlipwayError
 from contracts.plan import Device, Hardware
 from contracts.preflight import Estimate, Finding, Report
 from contracts.records import Records
-from contracts.settings import PublishSettings, Settings
+from contracts.settings import PlanSettings, PublishSettings, Settings
 from tasks import preflight
 from tasks.publishing import hub as hub_registry
 from tasks.publishing import registry
@@ -257,6 +257,22 @@ def test_a_run_that_goes_on_is_not_checked(project: Path, made: list[Finding]) -
     made[:] = [FAULT]
     preflight.before_training(spec, Settings())
     assert made == [FAULT]
+
+
+@pytest.mark.parametrize(("wish", "shortest"), [("auto", 60), ("always", 0), ("never", None)])
+def test_which_trainings_are_checked_is_a_setting(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wish: Any, shortest: float | None
+) -> None:
+    asked: list[float] = []
+
+    def make(spec: Any, settings: Settings, *, shortest: float) -> Report:
+        asked.append(shortest)
+        return Report(spec.fingerprint, ())
+
+    monkeypatch.setattr(preflight, "preflight", make)
+    preflight.before_training(tiny_spec(project), Settings(plan=PlanSettings(preflight=wish)))
+    assert asked == ([] if shortest is None else [shortest])
+    assert ("preflight: none, as plan.preflight says" in capsys.readouterr().out) == (shortest is None)
 
 
 @pytest.mark.parametrize(("state", "status"), [("passed", 0), ("failed", 1)])

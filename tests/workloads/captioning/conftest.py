@@ -125,10 +125,9 @@ def parts(tiny: Tiny, objective: Any) -> Mapping[str, Graph]:
 
 
 @pytest.fixture(scope="session")
-def model(tiny: Tiny, parts: Mapping[str, Graph], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def model(tiny: Tiny, parts: Mapping[str, Graph], shared: Path) -> Path:
     """The same as `export` leaves it; written once for all processes that share the tests."""
-    shared = tmp_path_factory.getbasetemp()
-    folder = (shared if worker_id == "master" else shared.parent) / "captioner"
+    folder = shared / "captioner"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with replace_when_complete(folder) as made:

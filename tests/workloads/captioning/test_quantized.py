@@ -96,7 +96,7 @@ def test_the_ladder_chooses_among_eight_and_four_bits_and_says_why(
     chosen: str,
 ) -> None:
     times = {"torch": 3.0, "fp32": 2.0, "int8_dynamic": 1.0, "int4": int4_takes}
-    monkeypatch.setattr(quantize, "interleaved", lambda runs, laps: {name: times[name] for name in runs})
+    monkeypatch.setattr(quantize, "interleaved", lambda runs, laps, seconds: {name: times[name] for name in runs})
     monkeypatch.chdir(exported)
     configure(tiny, recipes=recipes, budget=budget)
     quantize.run("captioning")
