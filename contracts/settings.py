@@ -172,7 +172,7 @@ class ExportSettings(Section):
 class QuantizeSettings(Section):
     """The ladder: `recipes` in the order tried; `budget` is the share of the metric that may be lost; `min_speedup` over fp32.
 
-    Each model's latency is measured for about `timing_seconds`: more of them tell nearer speeds apart.
+    Each model's latency is measured for about `timing_seconds`: longer measuring tells closer speeds apart.
     """
 
     recipes: tuple[Literal["int8", "int8_wide_head", "int8_dynamic", "fp16", "int4"], ...] = ("int8", "int8_wide_head")

@@ -1,4 +1,4 @@
-"""Everything that is checked before a training that takes longer than a minute: in its ranks, its export, its target, its needs."""
+"""Everything that is checked before a training, as `plan.preflight` says: in its ranks, its export, its target, its needs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from contracts.workload import load, settings_of
 
 GIB = 1 << 30
 SHORT_SECONDS = 60.0
+LAST = "export"  # the check that ends a preflight
 NUM_RECORDS = 4
 # Copies of the weights that a run leaves besides its checkpoints: best, the stage's, two for the ecosystem's tools, the graphs
 # and what is published.
@@ -41,14 +42,14 @@ def before_training(spec: RunSpec, settings: Settings) -> None:
         SlipwayError: when a check failed, with each of them.
     """
     output = Path(spec.output)
-    place = output / "preflight.json"
-    if any((output / "checkpoints").glob("step-*")) or _was_passed(place, spec.fingerprint):
+    place, wish = output / "preflight.json", settings.plan.preflight
+    if any((output / "checkpoints").glob("step-*")) or _was_passed(place, spec.fingerprint, whole=wish == "always"):
         return
-    if settings.plan.preflight == "never":
+    if wish == "never":
         print("preflight: none, as plan.preflight says", flush=True)
         return
     began = time.monotonic()
-    report = preflight(spec, settings, shortest=0.0 if settings.plan.preflight == "always" else SHORT_SECONDS)
+    report = preflight(spec, settings, shortest=0.0 if wish == "always" else SHORT_SECONDS)
     report.write(place)
     print(f"preflight: {summary(report)}, in {time.monotonic() - began:.0f} s", flush=True)
     if report.failed:
@@ -59,15 +60,16 @@ def before_training(spec: RunSpec, settings: Settings) -> None:
         )
 
 
-def _was_passed(place: Path, fingerprint: str) -> bool:
-    """Whether the report that lies there is of the same run and found no fault."""
+def _was_passed(place: Path, fingerprint: str, *, whole: bool) -> bool:
+    """Whether the report that lies there is of the same run and found no fault; `whole`: not one that was only measured."""
     if not place.is_file():
         return False
     try:
         report = Report.read(place)
     except (ValueError, KeyError, TypeError):
         return False
-    return report.fingerprint == fingerprint and not report.failed
+    made = {one.name for one in report.findings}
+    return report.fingerprint == fingerprint and not report.failed and (LAST in made or not whole)
 
 
 def preflight(
@@ -245,7 +247,7 @@ def _try_store(files: object, home: str, attempt: Callable[[Callable[[], object]
 
 def export(spec: RunSpec) -> Finding:
     """Whether the graphs of the untrained objective, exported, compute what torch computes on a few records."""
-    name = "export"
+    name = LAST
     try:
         worst, num = _exported(spec)
     except Exception as error:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WAITING_FOR_RUNS_OF", str(os.getpid()))  # the first process that comes here: all others are below it
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background: what tests start would be deaf to it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
@@ -110,20 +111,20 @@ def make_tiny_spec(rows: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that is the same in all processes that the tests run in."""
     own = tmp_path_factory.getbasetemp()
-    return own if worker_id == "master" else own.parent
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def waiting(shared: Path, worker_id: str) -> Any:
+def waiting(shared: Path) -> Any:
     """Ranks that are there already, for runs of every test; they end with the process that all tests belong to."""
     from tests.engine.waiting_ranks import WaitingRanks
 
     folder = shared / "waiting"
     folder.mkdir(exist_ok=True)
-    return WaitingRanks(folder, owner=os.getpid() if worker_id == "master" else os.getppid())
+    return WaitingRanks(folder)
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ def test_half_precision_learns_nearly_the_same(
 
 @pytest.fixture
 def make_small_spec(small_examples: Any, tmp_path: Path) -> SmallSpec:
-    """Five steps of a workload on two ranks of a backend, as its preset `small` says but for their number and what is given."""
+    """Five steps of a workload on two ranks of a backend, as its preset `small` says but for their number, a batch of BATCH and what is given."""
 
     def make(workload: str, backend: str, **train: Any) -> RunSpec:
         settings, examples = small_examples(workload)

@@ -55,9 +55,7 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     _said(project, slipway, "use", name, "small")
     params = project / "params.yaml"
     text = re.sub(r"(?m)^workloads: \[.*\]", f"workloads: [{name}]", params.read_text())
-    if (
-        name != "segmentation"
-    ):  # two ranks and the checks before are in tests/test_every_backend.py and tests/engine/test_preflight.py
+    if name != "segmentation":  # on two ranks they train in tests/test_every_backend.py
         text, num = re.subn(rf"(?ms)(^{name}:.*?^  plan: ){{}}", r"\1{backend: single, preflight: never}", text)
         assert num == 1
     params.write_text(text)
@@ -109,7 +107,10 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         shutil.copy2(picture, project / "picture.png")
         merged, adapted = said_by_the_lines_of(PAGE.read_text(encoding="utf-8"), project)
         assert merged == adapted, "the captions of the published folder by transformers and by peft"
-    if name == "algorithm_distillation":
+    if name == "algorithm_distillation":  # of the others the checks are made in tests/tasks and tests/engine
+        checked = _said(project, *readme_command(".venv/bin/slipway preflight segmentation")[:-1], name)
+        assert re.search(r"(?m)^passed +initial loss .* expected ", checked)
+        assert re.search(r"(?m)^passed +publishing .*\npassed +export ", checked)
         _said(project, *readme_command(".venv/bin/slipway rollout 0,8"))
         assert json.loads((project / "rollouts" / "rollouts.json").read_text())[0]["returns"]
         assert list((project / "rollouts").glob("*.gif"))

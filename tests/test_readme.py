@@ -1,4 +1,4 @@
-"""Every command of the README is run by some test as it stands there, or is listed here with the reason why not."""
+"""Every command of the README is run by some test as it stands there or for a smaller workload, or is listed here with the reason why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ NOT_RUN = {
     ".venv/bin/slipway run captioning": "minutes; the preset small runs in tests/test_every_workload.py",
     ".venv/bin/slipway run algorithm_distillation": "minutes; the preset small runs in tests/test_every_workload.py",
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": "the tests' server has a free port; tests/flows/conftest.py sets the variable",
-    ".venv/bin/slipway preflight segmentation": "half a minute: tests/tasks/test_preflight.py runs it on smaller data",
     ".venv/bin/slipway profile segmentation": "minutes: tests/cli/test_profile.py profiles smaller steps",
 }
 

@@ -125,12 +125,13 @@ def lineage(workload: str) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Revision, its date and whether tracked files differ from it (dvc.lock, which the run itself writes, aside)."""
+    """Revision, its date and whether tracked files differ from it (aside from what runs and benchmarks write themselves)."""
     revision = git("log", "-1", "--format=%H %cs")
     if not revision:
         return None
     name, date = revision.split()
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    written = [f":(exclude){path}" for path in ("dvc.lock", "benchmarks/results")]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return {"revision": name, "date": date, "changed": bool(changed)}
 
 

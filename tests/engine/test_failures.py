@@ -26,7 +26,7 @@ from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT, Graph
 from engine.beacon import Mark, read
 from engine.checkpoint import Checkpoints
-from engine.launch import errors_in, launch, own_errors
+from engine.launch import _failure, errors_in, launch, own_errors
 from engine.planning import smaller
 from engine.torch_runtime import torch_run
 from tests.engine.planted import FAILING_CALL, LARGEST_BATCH, plant
@@ -158,7 +158,7 @@ class Story:
 def lived(spec: RunSpec, train: Train) -> Story:
     """The agent killed with -9, then SIGTERM; the launcher killed with -9; Ctrl-C; to the end.
 
-    Where it is looked at what outlives a kill, each rank has a loader too.
+    In the starts whose leftovers are counted, each rank has a loader too.
     """
     story = Story(spec)
     launcher = story.start(workers=1)
@@ -186,42 +186,19 @@ def lived(spec: RunSpec, train: Train) -> Story:
     return story
 
 
-@pytest.fixture(scope="module")
-def disturbed(train: Train) -> Callable[[MakeSpec], Story]:
-    """The story of one run, lived once."""
-    stories: list[Story] = []
-
-    def told(make_tiny_spec: MakeSpec) -> Story:
-        if not stories:
-            stories.append(lived(make_tiny_spec("disturbed", ranks=2, **TRAIN), train))
-        return stories[0]
-
-    return told
-
-
-def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undisturbed_one(
-    make_tiny_spec: MakeSpec, disturbed: Any, undisturbed: Any
+def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undisturbed_one_and_leaves_nothing_behind(
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
 ) -> None:
-    assert difference(disturbed(make_tiny_spec).spec, undisturbed(make_tiny_spec)) == 0
-
-
-def test_a_run_that_lost_the_agent_goes_on_by_itself_and_says_so(make_tiny_spec: MakeSpec, disturbed: Any) -> None:
-    log = disturbed(make_tiny_spec).log()
+    """It goes on by itself where it lost the agent, and says so; a signal stops all ranks at the same step, which is saved."""
+    story = lived(make_tiny_spec("disturbed", ranks=2, **TRAIN), train)
+    assert difference(story.spec, undisturbed(make_tiny_spec)) == 0
+    log = story.log()
     assert re.search(r"ranks 0, 1 ended without a word \(status -9\).*: going on .* \(start 1 of 3 more\)", log), log
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_stops_all_ranks_at_the_same_step_which_is_saved(
-    make_tiny_spec: MakeSpec, disturbed: Any, number: int
-) -> None:
-    story = disturbed(make_tiny_spec)
-    assert story.statuses[number] == Interrupted.status == 75
-    assert [mark.step for mark in story.last_marks[number]] == [story.saved[number] - 1] * 2
-    assert f"stopped at step {story.saved[number]} of {NUM_STEPS}" in story.messages[number]
-
-
-def test_no_rank_and_no_loader_outlives_its_agent_or_its_launcher(make_tiny_spec: MakeSpec, disturbed: Any) -> None:
-    story = disturbed(make_tiny_spec)
+    for status, marks, saved, message in zip(story.statuses, story.last_marks, story.saved, story.messages, strict=True):
+        assert status == Interrupted.status == 75
+        assert [mark.step for mark in marks] == [saved - 1] * 2
+        assert f"stopped at step {saved} of {NUM_STEPS}" in message
+    assert len(story.saved) == 2, "by SIGTERM and by SIGINT"
     assert story.watched == [6, 7]  # two ranks, two loaders, two resource trackers; with the agent
     assert story.left == []
 
@@ -253,8 +230,6 @@ def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_no
     trainings = soak(spec, kills=5, most=5, seed=56, launcher="tests.engine.planted")
     assert len({one.digest for one in trainings}) == 1
     assert sum(len(one.kills) for one in trainings) == 5
-    logs = "".join((Path(one.spec.output) / "launcher.log").read_text(errors="replace") for one in trainings)
-    assert re.search(r"rank \d ended without a word .*: going on from the last checkpoint", logs), logs
 
 
 # As on GPUs
@@ -291,7 +266,8 @@ def test_where_ranks_cannot_agree_on_it_they_end_and_go_on_from_the_last_checkpo
     with pytest.raises(AssertionError, match=f"memory ran out in step {FAILING_STEP}: planted"):
         train(spec, planted="memory")
     assert [one["kind"] for one in own_errors(errors_in(Path(spec.output)))] == ["OutOfMemory"]
-    plan = smaller(spec.plan, ghost_batch=2)  # as the launcher does
+    assert _failure(spec, Path(spec.output), 1, starved=False).cause == "OutOfMemory"
+    plan = smaller(spec.plan, ghost_batch=2)  # as the launcher does then
     assert plan is not None
     result = train(replace(spec, plan=plan), planted="memory")
     assert (result.resumed_from, result.extra["micro_batch"]) == (FAILING_STEP, LARGEST_BATCH)

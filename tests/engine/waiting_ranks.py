@@ -5,10 +5,12 @@ Every run is a process of its own on every rank, forked from one that has import
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,18 +38,19 @@ LIBRARIES = {
     "captioning": ("transformers.models.llama.modeling_llama", "transformers.models.siglip.modeling_siglip", "peft"),
     "segmentation": ("ultralytics.nn.tasks", "ultralytics.data.augment", "ultralytics.utils.loss", "faster_coco_eval"),
     "accelerate": ("accelerate",),
-    # The last of them only when its first engine is made.
+    # deepspeed imports the last two only when its first engine is made.
     "deepspeed": ("deepspeed", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.muon.muon_optimizer"),
 }
 OWNER = "WAITING_FOR_RUNS_OF"
 
 
 class WaitingRanks:
-    """Two ranks under torchrun, which know the tiny workload; started with the first run, ended with the process `owner`. A run of
-    one rank is the first one's alone. Processes with the same folder have the same ranks, and wait for each other's runs."""
+    """Two ranks under torchrun, which know the tiny workload; started with the first run, ended with the process that OWNER names
+    in the environment. A run of one rank is the first one's alone. Processes with the same folder have the same ranks, and wait for
+    each other's runs."""
 
-    def __init__(self, folder: Path, *, owner: int) -> None:
-        self.folder, self.owner = folder, owner
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def train(self, spec: RunSpec, *, planted: str = "") -> RunResult:
         """What the ranks report of a run, as `engine.launch.launch` would; `planted` is a fault of `tests.engine.planted`."""
@@ -61,31 +64,55 @@ class WaitingRanks:
         return [Finding(**one) for one in told if "name" in one]
 
     def _be(self, module: str, spec: RunSpec, planted: str) -> None:
-        """Let the ranks do what they do as `module`."""
+        """Have the ranks run the spec as `module`. Ranks that do not answer are ended; the next run gets others."""
         output = Path(spec.output)
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").unlink(missing_ok=True)
         spec.write(output / "spec.json")
         asked = {"spec": str(output / "spec.json"), "ranks": spec.plan.ranks, "module": module, "planted": planted}
         with FileLock(self.folder / "lock"):
-            agent, turn = self._agent(), len(list(self.folder.glob("asked-*.json")))
-            write_json(self.folder / f"asked-{turn}.json", asked)
-            ended = [_wait_for(self.folder / f"ended-{turn}-{rank}.json", agent) for rank in range(spec.plan.ranks)]
+            ranks = self.folder / "ranks"
+            agent, turn = _agent(ranks), len(list(ranks.glob("asked-*.json")))
+            write_json(ranks / f"asked-{turn}.json", asked)
+            try:
+                ended = [_wait_for(ranks / f"ended-{turn}-{rank}.json", agent) for rank in range(spec.plan.ranks)]
+            except AssertionError:
+                end_tree(agent)
+                ranks.rename(output / "ranks-that-did-not-answer")
+                raise
         assert all(one["status"] == 0 for one in ended), [one["message"] for one in launch.errors_in(output)]
 
-    def _agent(self) -> int:
-        """The process that the ranks belong to, which is started where there is none."""
-        there = self.folder / "agent.json"
-        if not there.exists():
-            plan = Plan("ddp", "cpu", MOST_RANKS, 1, 1, 1, 0, 2, "fp32", {})
-            line = tiny_ranks.command(plan, self.folder, module="tests.engine.waiting_ranks")
-            # Not by the launcher's own variable: a launcher ends all that carry its number when one of its runs is over.
-            variables = {**launch.environment(plan), OWNER: str(self.owner)}
-            del variables["SLIPWAY_LAUNCHER"]
-            agent = subprocess.Popen(line, env=variables, start_new_session=True)
-            agent.returncode = 0  # it is not this process's to wait for
-            write_json(there, {"pid": agent.pid})
-        return read_json(there)["pid"]
+
+def _agent(folder: Path) -> int:
+    """The process that the ranks of a folder belong to, which is started where there is none."""
+    there = folder / "agent.json"
+    if not there.exists():
+        folder.mkdir(exist_ok=True)
+        plan = Plan("ddp", "cpu", MOST_RANKS, 1, 1, 1, 0, 2, "fp32", {})
+        line = tiny_ranks.command(plan, folder, module="tests.engine.waiting_ranks")
+        variables = launch.environment(plan)
+        del variables["SLIPWAY_LAUNCHER"]  # a launcher ends all that carry its number when one of its runs is over
+        agent = subprocess.Popen(line, env=variables, start_new_session=True)
+        agent.returncode = 0  # nobody here waits for it; Popen would warn of that
+        write_json(there, {"pid": agent.pid})
+    return read_json(there)["pid"]
+
+
+def end_tree(number: int) -> None:
+    """Kill a process and all below it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        agent = psutil.Process(number)
+        for one in [*agent.children(recursive=True), agent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def lives(number: int) -> bool:
+    """Whether there is a process with this number that has not ended."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def said(spec: RunSpec) -> str:
@@ -101,8 +128,7 @@ def _wait_for(path: Path, other: int) -> dict[str, Any]:
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not path.exists():
-        there = psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE
-        assert there, f"process {other} has ended without {path}"
+        assert lives(other), f"process {other} has ended without {path}"
         assert time.monotonic() < deadline, f"{path} does not come"
         time.sleep(POLL_SECONDS)
     return read_json(path)
@@ -131,7 +157,7 @@ def main(folder: Path) -> None:
     for turn in itertools.count():
         path = folder / f"asked-{turn}.json"
         while not path.exists():
-            if not psutil.pid_exists(owner):
+            if not lives(owner):
                 return
             time.sleep(POLL_SECONDS)
         asked = read_json(path)
@@ -154,12 +180,17 @@ def _in_a_process(*, spec: str, ranks: int, module: str, planted: str) -> int:
     os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(ranks)))
     with Path(spec).with_name(f"said-{os.environ['RANK']}.txt").open("ab") as printed:
         if sys.platform != "linux":  # no fork, or none that is safe once libraries are loaded
-            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", module, spec, "0"]
+            words = [sys.executable, "-m", "tests.engine.tiny_ranks", "tests.engine.planted", module, spec]
+            words += ["0"] if module == "engine.preflight" else []
             return subprocess.run(words, env={**os.environ, "PLANTED": planted}, stdout=printed).returncode
         if (child := os.fork()) == 0:
             os.dup2(printed.fileno(), 1)
             os._exit(faulty_rank(spec, planted, WORK[module]))
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if not lives(int(os.environ[OWNER])):
+                os.kill(child, signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        return os.waitstatus_to_exitcode(ended[1])
 
 
 if __name__ == "__main__":

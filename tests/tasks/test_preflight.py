@@ -251,6 +251,16 @@ def test_a_run_that_passed_is_not_checked_again_and_another_is(
     assert not made
 
 
+def test_a_run_that_was_only_measured_is_checked_where_all_are_to_be(project: Path, made: list[Finding]) -> None:
+    spec, always = tiny_spec(project), Settings(plan=PlanSettings(preflight="always"))
+    made[:] = [FAULT, replace(FAULT, name="export", state="passed"), replace(FAULT, state="passed")]
+    preflight.before_training(spec, Settings())
+    preflight.before_training(spec, always)
+    assert len(made) == 1
+    preflight.before_training(spec, always)
+    assert len(made) == 1
+
+
 def test_a_run_that_goes_on_is_not_checked(project: Path, made: list[Finding]) -> None:
     spec = tiny_spec(project)
     (Path(spec.output) / "checkpoints" / "step-000000001").mkdir(parents=True)

@@ -106,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def objective(tiny: Tiny) -> Any:
-    """The tiny captioner's, the same in every process, with weights large enough for captions to differ."""
+    """The tiny captioner's objective, the same in every process, with weights large enough for captions to differ."""
     import torch
 
     from tests.workloads.captioning.test_generating import loud
@@ -118,7 +118,7 @@ def objective(tiny: Tiny) -> Any:
 
 @pytest.fixture(scope="session")
 def parts(tiny: Tiny, objective: Any) -> Mapping[str, Graph]:
-    """Its graphs."""
+    """The graphs of the tiny captioner."""
     from workloads.captioning.graph import graphs
 
     return graphs(objective.captioner, tiny.facts)
