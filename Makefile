@@ -24,6 +24,7 @@ demo: environment
 	@echo "demo: download, parse, prepare, plan, train, evaluate, export, quantize, report, publish; some minutes on two cores"
 	@$(BIN)/slipway run segmentation
 
+# Three processes: while one waits for a server or for ranks, two cores are still busy.
 test: environment
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 

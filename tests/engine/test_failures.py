@@ -156,7 +156,7 @@ class Story:
 
 
 def lived(spec: RunSpec, train: Train) -> Story:
-    """The agent killed with -9, then SIGTERM; the launcher killed with -9; Ctrl-C; to the end.
+    """The agent killed with -9, then SIGTERM; the launcher killed with -9; a rank killed with -9, then Ctrl-C; to the end.
 
     In the starts whose leftovers are counted, each rank has a loader too.
     """
@@ -179,7 +179,9 @@ def lived(spec: RunSpec, train: Train) -> Story:
     story.outlived(below)
 
     launcher = story.start()
-    story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1)
+    ranks = story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1)
+    os.kill(ranks[1], signal.SIGKILL)
+    story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1, other_than=ranks)
     # In a terminal, Ctrl-C reaches all of the launcher's process group.
     story.stop(launcher, lambda: os.killpg(launcher.pid, signal.SIGINT))
     assert train(spec).steps == NUM_STEPS
@@ -189,11 +191,12 @@ def lived(spec: RunSpec, train: Train) -> Story:
 def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undisturbed_one_and_leaves_nothing_behind(
     make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
 ) -> None:
-    """It goes on by itself where it lost the agent, and says so; a signal stops all ranks at the same step, which is saved."""
+    """It goes on by itself where it lost the agent or a rank, and says so; a signal stops all ranks at the same step, which is saved."""
     story = lived(make_tiny_spec("disturbed", ranks=2, **TRAIN), train)
     assert difference(story.spec, undisturbed(make_tiny_spec)) == 0
     log = story.log()
     assert re.search(r"ranks 0, 1 ended without a word \(status -9\).*: going on .* \(start 1 of 3 more\)", log), log
+    assert re.search(r"rank 1 ended without a word .*: going on from the last checkpoint \(start 1 of 3 more\)", log), log
     for status, marks, saved, message in zip(story.statuses, story.last_marks, story.saved, story.messages, strict=True):
         assert status == Interrupted.status == 75
         assert [mark.step for mark in marks] == [saved - 1] * 2
