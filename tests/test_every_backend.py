@@ -6,6 +6,7 @@ The tiny workload stands for all in most of it. What exists is tried too: `-k ca
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from engine.checkpoint import Checkpoints
 
 MakeSpec = Callable[..., RunSpec]
 SmallSpec = Callable[..., RunSpec]
-Train = Callable[[RunSpec], RunResult]
+Train = Callable[..., RunResult]
 TOLERANCE = 2e-6
 NUM_STEPS, BATCH = 5, 8
 OTHERS = [name for name in names() if name != "segmentation"]
@@ -190,6 +191,21 @@ def test_activations_may_be_computed_twice_on_every_backend(
 ) -> None:
     spec = spec_for(make_tiny_spec, backend, {"activation_checkpointing": True}, 2, 2)
     learn_the_same(spec, reference(spec), train)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ranks share memory on Linux only")
+def test_gradients_meet_in_memory_and_where_one_rank_cannot_share_it_in_sockets_with_the_same_bits(
+    make_tiny_spec: MakeSpec, train: Train
+) -> None:
+    shared, sent = (make_tiny_spec(name, ranks=2, **SAVING) for name in ("shared", "sent"))
+    train(shared, planted="silent")
+    train(sent, planted="apart")
+    assert difference(last_weights(shared), last_weights(sent)) == 0
+    with pytest.raises(AssertionError, match="gradients were sent"):
+        train(
+            replace(sent, plan=replace(sent.plan, compress_gradients=True), output=f"{sent.output}-halves"), planted="silent"
+        )
 
 
 HALF = [("ddp", {"compress_gradients": True}), *((name, {"precision": "bf16"}) for name in NAMES[1:])]

@@ -1,4 +1,4 @@
-"""One process a device, all with the whole model: gradients meet in all-reduce (gloo on CPUs, NCCL on GPUs)."""
+"""One process a device, all with the whole model: gradients meet in all-reduce (on GPUs NCCL; on CPUs gloo, or memory they share)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from contracts.plan import Plan
+from engine.backends.shared_memory import SharedMemory, share_memory
 from engine.backends.single import Single
 from engine.beacon import collective
 from engine.planning import process_group
@@ -44,6 +45,7 @@ class Ddp(Single):
         super().__init__(plan)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._means: torch.Tensor | None = None
+        self._shared: dict[int, SharedMemory | None] = {}
         if plan.device == "cuda":
             self.device = torch.device("cuda", local)
 
@@ -81,7 +83,7 @@ class Ddp(Single):
                 return self.sum(numbers)
 
             return arrived
-        together = self._send(torch.cat([*rows, numbers.to(self.device)]))
+        together = self._send_rows([*rows, numbers.to(self.device)])
 
         def arrived_together() -> torch.Tensor:
             message = together()
@@ -99,6 +101,22 @@ class Ddp(Single):
 
     def _trained(self) -> list[torch.Tensor]:
         return [value for value in self.parameters if value.requires_grad]
+
+    def _send_rows(self, rows: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Send rows as one message, as `_send` does, or through memory that the ranks share."""
+        length = sum(map(len, rows))
+        if self.device.type == "cpu" and length not in self._shared:
+            self._shared = {length: share_memory(length)}
+        shared = self._shared.get(length)
+        if shared is None:
+            return self._send(torch.cat(rows))
+        sending = shared.send(rows)
+
+        def arrived() -> torch.Tensor:
+            with collective("all-reduce of gradients"):
+                return sending()
+
+        return arrived
 
     def _send(self, message: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Send a message [n]; the wait gives the sum over the ranks, in its place."""

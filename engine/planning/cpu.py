@@ -30,19 +30,22 @@ def on_cpu(
     Raises:
         SlipwayError: when one rank with one ghost batch needs more memory than there is.
     """
-    pieces = settings.global_batch // (wishes.micro_batch or settings.ghost_batch)
-    met, need = meeting("cpu", hardware.platform, installed), _need(wishes.micro_batch or settings.ghost_batch, footprint)
+    least = wishes.micro_batch or settings.ghost_batch
+    pieces = settings.global_batch // least
+    met, need = meeting("cpu", hardware.platform, installed), _need(least, footprint)
     if need > hardware.memory:
         raise SlipwayError(
             f"one rank with a ghost batch of {settings.ghost_batch} samples needs about {need / GIB:.1f} GiB, this machine has"
             f" {hardware.memory / GIB:.1f}. Lower train.ghost_batch, make the samples smaller, or give the container more memory"
         )
     alone = wishes.backend in ("single", "dp") or met.group is None
-    ranks = 1 if alone else wishes.ranks or _ranks(hardware, pieces, need)
+    ranks = 1 if alone else wishes.ranks or _ranks(hardware, pieces, lambda ranks: _need(least, footprint, ranks))
     replicas = (wishes.ranks or 1) if wishes.backend == "dp" else 1
     backend, backend_reason = _backend(ranks, wishes, met.group is None, met.reason)
     room = hardware.free_memory // ranks
-    micro_batch = wishes.micro_batch or _micro_batch(settings, ranks, lambda samples: _need(samples, footprint) <= room)
+    micro_batch = wishes.micro_batch or _micro_batch(
+        settings, ranks, lambda samples: _need(samples, footprint, ranks) <= room
+    )
     share = hardware.cores // ranks
     workers = _workers(hardware, ranks, share, need)
     threads, ahead = max(1, share - workers), prefetch(hardware)
@@ -87,11 +90,13 @@ def thread_speed(threads: int) -> float:
     return 1 / ((1 - PARALLEL) + PARALLEL / threads)
 
 
-def _need(samples: int, footprint: Footprint | None) -> int:
-    """Bytes of one rank with a micro-batch of so many samples."""
+def _need(samples: int, footprint: Footprint | None, ranks: int = 1) -> int:
+    """Bytes of each of some ranks with a micro-batch of so many samples."""
     if footprint is None:
         return RANK_BYTES + samples * CPU_EXAMPLE_BYTES
-    return RANK_BYTES + footprint.needed(samples, "single")
+    # Several hold what each says and its sum, in the memory that they share, besides what comes back to each.
+    shared = footprint.weights * (ranks + 1) // ranks if ranks > 1 else 0
+    return RANK_BYTES + footprint.needed(samples, "ddp", ranks=ranks) + shared
 
 
 def _micro_batch(settings: TrainSettings, ranks: int, fits: Callable[[int], bool]) -> int:
@@ -100,10 +105,13 @@ def _micro_batch(settings: TrainSettings, ranks: int, fits: Callable[[int], bool
     return max((one for one in sizes if one <= ENOUGH_SAMPLES and fits(one)), default=settings.ghost_batch)
 
 
-def _ranks(hardware: Hardware, pieces: int, need: int) -> int:
-    """The number of ranks that promises the most work a second; of equals the fewest. Each holds `need` bytes."""
-    most = max(1, min(hardware.cores, MAX_CPU_RANKS, hardware.free_memory // need))
-    candidates = [ranks for ranks in range(1, most + 1) if pieces % ranks == 0]
+def _ranks(hardware: Hardware, pieces: int, need: Callable[[int], int]) -> int:
+    """The number of ranks that promises the most work a second; of equals the fewest. Each of so many holds `need` bytes."""
+    candidates = [
+        ranks
+        for ranks in range(1, min(hardware.cores, MAX_CPU_RANKS) + 1)
+        if pieces % ranks == 0 and (ranks == 1 or ranks * need(ranks) <= hardware.free_memory)
+    ]
     return max(candidates, key=lambda ranks: (round(ranks * thread_speed(hardware.cores // ranks), 6), -ranks))
 
 

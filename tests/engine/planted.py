@@ -143,6 +143,23 @@ def reducer() -> None:
     Ddp.divides = False
 
 
+def silent() -> None:
+    """No fault: no gradient is sent through a process group."""
+    from engine.backends.ddp import Ddp
+
+    def send(self: Any, message: Any) -> Any:
+        raise AssertionError("gradients were sent")
+
+    Ddp._send = send
+
+
+def apart() -> None:
+    """Other ranks' memory cannot be opened."""
+    from engine.backends import shared_memory
+
+    shared_memory._open = lambda place, size: None
+
+
 def slow() -> None:
     """Steps long enough to be met by somebody who looks on."""
     from tests.engine.tiny_workload import TinyObjective
@@ -192,13 +209,15 @@ FAULTS = {
         starved_while_asked,
         same_share,
         reducer,
+        silent,
+        apart,
         slow,
         die,
         writing,
     )
 }
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("reducer", "slow", "die", "writing")
+EVERYWHERE = ("reducer", "silent", "slow", "die", "writing")
 
 
 def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
