@@ -13,8 +13,12 @@ import pytest
 
 from contracts.workload import ROOT, load, names
 from engine.normalization import KINDS
+from tests.engine.test_preflight import NAMES
 from tests.readme import readme_command
 from tests.workloads.captioning.test_opening import PAGE, said_by_the_lines_of
+
+# What a preflight looks at beside the ranks.
+BESIDE = ["time", "memory", "disk", "publishing", "export"]
 
 
 def _copy_of_the_project(target: Path) -> Path:
@@ -107,10 +111,17 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         shutil.copy2(picture, project / "picture.png")
         merged, adapted = said_by_the_lines_of(PAGE.read_text(encoding="utf-8"), project)
         assert merged == adapted, "the captions of the published folder by transformers and by peft"
-    if name == "algorithm_distillation":  # of the others the checks are made in tests/tasks and tests/engine
-        checked = _said(project, *readme_command(".venv/bin/slipway preflight segmentation")[:-1], name)
-        assert re.search(r"(?m)^passed +initial loss .* expected ", checked)
-        assert re.search(r"(?m)^passed +publishing .*\npassed +export ", checked)
+    if name == "segmentation":  # of the others the checks are made in tests/engine
+        before = set(project.rglob("*"))
+        checked = _said(project, *readme_command(".venv/bin/slipway preflight segmentation"))
+        assert not {path for path in set(project.rglob("*")) - before if "__pycache__" not in path.parts}
+        findings = re.findall(r"(?m)^(passed|failed|not applicable) +(.*?)  +(.*)", checked)
+        assert {name for _, name, _ in findings} == {*NAMES, *BESIDE} and len(findings) == 15
+        assert [name for state, name, _ in findings if state != "passed"] == ["teacher"]
+        ranks = json.loads((project / "data" / "plan" / name / "plan.json").read_text())["ranks"]
+        assert f"2 steps of {ranks} rank{'s' * (ranks > 1)}: every sample once" in checked
+        assert "14 passed, 1 not applicable; the training takes about " in checked
+    if name == "algorithm_distillation":
         _said(project, *readme_command(".venv/bin/slipway rollout 0,8"))
         assert json.loads((project / "rollouts" / "rollouts.json").read_text())[0]["returns"]
         assert list((project / "rollouts").glob("*.gif"))

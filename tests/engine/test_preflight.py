@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from contracts.plan import Plan
 from contracts.preflight import Estimate, Finding
+from contracts.records import Records
 from contracts.run import RunSpec
 from contracts.workload import Facts, Measure, Scores, names
 from engine import loop as engine_loop
@@ -428,11 +429,20 @@ def test_two_real_ranks_that_read_the_same_share_are_found(make_tiny_spec: MakeS
 @pytest.mark.parametrize("optimizer", [{"optimizer": "AdamW", "learning_rate": 0.003}, {"optimizer": "SGD"}])
 def test_segmentation_has_no_fault_with_either_optimiser(make_spec: MakeSpec, optimizer: dict[str, Any]) -> None:
     told: list[Finding | Estimate] = []
-    check(make_spec(epochs=6, **optimizer), tell=told.append)
+    spec = make_spec(epochs=6, **optimizer)
+    check(spec, tell=told.append)
     findings = {one.name: one for one in told if isinstance(one, Finding)}
     assert list(findings) == NAMES
     assert not failed(findings), findings
     assert [name for name, one in findings.items() if one.state == "not applicable"] == ["teacher"]
+    (estimate,) = (one for one in told if isinstance(one, Estimate))
+    assert estimate.num_steps == math.ceil(
+        6 * len(Records.open(Path(spec.records), root=Path(spec.root)).split("train")) / 8
+    )
+    assert estimate.num_validations == 6
+    assert 0 < estimate.step_seconds < estimate.seconds
+    assert estimate.memory > 1 << 28
+    assert estimate.checkpoint > estimate.weights > 1 << 20
 
 
 @pytest.mark.slow
