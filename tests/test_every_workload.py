@@ -17,6 +17,10 @@ from tests.engine.test_preflight import NAMES
 from tests.readme import readme_command
 from tests.workloads.captioning.test_opening import PAGE, said_by_the_lines_of
 
+# One workload trains in several ranks, the others in one: on two they do in tests/test_every_backend.py. Two are not looked at
+# before they train, the others are, as by default.
+PLANS = {"segmentation": "{preflight: never}", "captioning": "{backend: single, preflight: never}"}
+USUAL = "{backend: single}"
 # What a preflight looks at beside the ranks.
 BESIDE = ["time", "memory", "disk", "publishing", "export"]
 
@@ -59,9 +63,8 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
     _said(project, slipway, "use", name, "small")
     params = project / "params.yaml"
     text = re.sub(r"(?m)^workloads: \[.*\]", f"workloads: [{name}]", params.read_text())
-    if name != "segmentation":  # on two ranks they train in tests/test_every_backend.py
-        text, num = re.subn(rf"(?ms)(^{name}:.*?^  plan: ){{}}", r"\1{backend: single, preflight: never}", text)
-        assert num == 1
+    text, num = re.subn(rf"(?ms)(^{name}:.*?^  plan: ){{}}", rf"\1{PLANS.get(name, USUAL)}", text)
+    assert num == 1
     params.write_text(text)
 
     # One door makes it, the other finds nothing to do: segmentation comes through Prefect's, the others through DVC's.
