@@ -32,6 +32,8 @@ CLIP = {
     " mean over captions.",
 }
 WITHOUT_CLIP = "CLIPScore was not computed: captioning.evaluate.clip names no CLIP model."
+# A captioner of which others' pictures get more of its CIDEr than this hardly looks at its own.
+BLIND = 0.9
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -47,6 +49,7 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     judged = [judge(each["caption"], each["scene"]) for each in measures if each["scene"]]
     metrics = {
         **against_references(captions, references),
+        **beside_others(captions, references),
         **{name: _mean([each[name] for each in measures]) for name in CLIP if measures and name in measures[0]},
         **of_captions(captions),
         "ended": _mean([float(each["ended"]) for each in measures]),
@@ -55,7 +58,7 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     }
     charts = [_lengths(captions, references), _terms(captions, references), *_digit_charts(judged)]
     said, notes = (CLIP, []) if settings.evaluate.clip else ({}, [WITHOUT_CLIP])
-    notes = [note for note in (not_pretrained(facts), reached(facts), *notes) if note]
+    notes = [note for note in (not_pretrained(facts), reached(facts), blindness(metrics), *notes) if note]
     return Scores(metrics, _rows(judged), charts, {**meanings(), **said}, notes)
 
 
@@ -75,6 +78,28 @@ def against_references(captions: Sequence[str], references: Sequence[Sequence[st
         **{name: _mean([each[name].fmeasure for each in rouges]) for name in ROUGE},
         "meteor_exact_stem": _mean([_meteor(mine, each) for mine, each in zip(said, known, strict=True)]),
     }
+
+
+def beside_others(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """CIDEr-D once more, with each caption beside the references of the next picture; of fewer than two pictures none."""
+    pairs = [
+        (words(caption), [words(one) for one in each]) for caption, each in zip(captions, references, strict=True) if each
+    ]
+    if len(pairs) < 2:
+        return {}
+    said, known = [one for one, _ in pairs], [each for _, each in pairs]
+    return {"cider_of_the_next": _mean(cider_d(said, [*known[1:], known[0]]))}
+
+
+def blindness(metrics: Mapping[str, float]) -> str | None:
+    """What a user must know whose captioner says of a picture what would fit any other; None where it does not."""
+    own, other = metrics["cider"], metrics.get("cider_of_the_next", 0.0)
+    if not own or other <= BLIND * own:
+        return None
+    return (
+        f"The captions hardly depend on the pictures: beside its own picture's references a caption has a CIDEr of {own:.4f} in the"
+        f" mean, and beside those of the next picture one of {other:.4f}."
+    )
 
 
 def of_captions(captions: Sequence[str]) -> dict[str, float]:
@@ -251,6 +276,8 @@ def meanings() -> Mapping[str, str]:
     return {
         "cider": f"CIDEr-D {text}: likeness to the references in n-grams that few other pictures' have, mean over captions;"
         " 0 to 10, and 10 is out of reach where captions have under four words or references differ.",
+        "cider_of_the_next": "CIDEr-D of each caption beside the references of the next picture of the split: what captions that do"
+        " not depend on the picture reach.",
         "bleu4": f"BLEU {text}: n-grams of 1 to 4 words that some reference has, over the whole split, unsmoothed; 0 to 1.",
         "rouge1": f"ROUGE-1 {text}: words shared; {best}.",
         "rouge2": f"ROUGE-2 {text}: pairs of words shared; {best}.",

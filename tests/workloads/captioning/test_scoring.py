@@ -68,6 +68,20 @@ def test_rouge_lsum_compares_sentence_by_sentence() -> None:
     assert (found["rougeL"], found["rougeLsum"]) == (0.5, 1)
 
 
+SEEN = [("a red ball rolls by", "a red ball rolls by"), ("two cats sit there now", "two cats sit there now")]
+
+
+def test_captions_that_fit_the_next_picture_as_well_are_said_to_be_blind() -> None:
+    seeing = score(*(one(*each) for each in SEEN))
+    assert seeing.metrics["cider"] == 10 and seeing.metrics["cider_of_the_next"] == 0
+    blind = score(*(one(SEEN[0][0], reference) for _, reference in SEEN))
+    assert blind.metrics["cider"] == blind.metrics["cider_of_the_next"] == 5
+    assert not any("hardly depend" in note for note in seeing.notes)
+    said = "hardly depend on the pictures: beside its own picture's references a caption has a CIDEr of 5.0000 in the mean"
+    assert [note for note in blind.notes if said in note]
+    assert "cider_of_the_next" not in score(one(*SEEN[0])).metrics, "there is no other picture"
+
+
 def test_rouge_keeps_letters_outside_a_to_z() -> None:
     assert text("кошка спит", "кошка ест")["rouge1"] == 0.5
 
