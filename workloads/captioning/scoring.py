@@ -49,7 +49,6 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     judged = [judge(each["caption"], each["scene"]) for each in measures if each["scene"]]
     metrics = {
         **against_references(captions, references),
-        **beside_others(captions, references),
         **{name: _mean([each[name] for each in measures]) for name in CLIP if measures and name in measures[0]},
         **of_captions(captions),
         "ended": _mean([float(each["ended"]) for each in measures]),
@@ -68,27 +67,20 @@ def quality_of(caption: str, references: Sequence[str]) -> float:
 
 
 def against_references(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-4, ROUGE, METEOR without synonyms and CIDEr-D; 0 where nothing has a reference."""
+    """BLEU-4, ROUGE, METEOR without synonyms and CIDEr-D; 0 where nothing has a reference.
+
+    CIDEr-D once more with each caption beside the references of the next picture, where there is one.
+    """
     pairs = [(caption, each) for caption, each in zip(captions, references, strict=True) if each]
     rouges = [_rouge(ROUGE).score_multi([_lines(one) for one in each], _lines(caption)) for caption, each in pairs]
     said, known = [words(caption) for caption, _ in pairs], [[words(one) for one in each] for _, each in pairs]
     return {
         "cider": _mean(cider_d(said, known)),
+        **({"cider_of_the_next": _mean(cider_d(said, [*known[1:], known[0]]))} if len(known) > 1 else {}),
         "bleu4": _bleu4(said, known),
         **{name: _mean([each[name].fmeasure for each in rouges]) for name in ROUGE},
         "meteor_exact_stem": _mean([_meteor(mine, each) for mine, each in zip(said, known, strict=True)]),
     }
-
-
-def beside_others(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """CIDEr-D once more, with each caption beside the references of the next picture; of fewer than two pictures none."""
-    pairs = [
-        (words(caption), [words(one) for one in each]) for caption, each in zip(captions, references, strict=True) if each
-    ]
-    if len(pairs) < 2:
-        return {}
-    said, known = [one for one, _ in pairs], [each for _, each in pairs]
-    return {"cider_of_the_next": _mean(cider_d(said, [*known[1:], known[0]]))}
 
 
 def blindness(metrics: Mapping[str, float]) -> str | None:
