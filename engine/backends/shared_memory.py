@@ -21,16 +21,16 @@ class SharedMemory:
     """Room for a message [length] in fp32 of each rank, and for their sum."""
 
     def __init__(self, memory: mmap.mmap, length: int) -> None:
-        self.rank, self.ranks, self.length = dist.get_rank(), dist.get_world_size(), length
-        room = torch.frombuffer(memory, dtype=torch.float32).view(self.ranks + 1, length)
-        self._messages, self._sum = room[:-1], room[-1]
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        room = torch.frombuffer(memory, dtype=torch.float32).view(ranks + 1, length)
+        self._messages, self._mine, self._sum = room[:-1], room[rank], room[-1]
         # Each rank adds up a part of the messages.
-        self._part = slice(length * self.rank // self.ranks, length * (self.rank + 1) // self.ranks)
+        self._part = slice(length * rank // ranks, length * (rank + 1) // ranks)
         self._word = torch.zeros(1)
 
     def send(self, rows: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Send rows that are `length` elements together; the wait gives the sum over the ranks, the same on each."""
-        torch.cat(list(rows), out=self._messages[self.rank])
+        torch.cat(list(rows), out=self._mine)
         written = dist.all_reduce(self._word, async_op=True)
 
         def arrived() -> torch.Tensor:
@@ -63,7 +63,11 @@ def _make(size: int) -> int | None:
     """A file in memory, without a name."""
     with suppress(OSError):
         file = os.memfd_create("slipway")
-        os.ftruncate(file, size)
+        try:
+            os.ftruncate(file, size)
+        except OSError:
+            os.close(file)
+            raise
         return file
     return None
 

@@ -47,7 +47,7 @@ def on_cpu(
         settings, ranks, lambda samples: _need(samples, footprint, ranks) <= room
     )
     share = hardware.cores // ranks
-    workers = _workers(hardware, ranks, share, need)
+    workers = _workers(share, max(0, room - _need(micro_batch, footprint, ranks)))
     threads, ahead = max(1, share - workers), prefetch(hardware)
     accumulation = settings.global_batch // ranks // micro_batch
     precision, precision_reason = _precision(hardware, wishes)
@@ -127,10 +127,9 @@ def _backend(ranks: int, wishes: PlanSettings, apart: bool, how: str) -> tuple[B
     return "ddp", f"{ranks} ranks average their gradients through {how}"
 
 
-def _workers(hardware: Hardware, ranks: int, share: int, need: int) -> int:
-    if share <= 2:
-        return 0
-    return min(WORKERS_PER_RANK, share // 4, max(0, hardware.free_memory // ranks - need) // WORKER_BYTES)
+def _workers(cores: int, room: int) -> int:
+    """How many processes load for a rank of so many cores, which has `room` bytes left for them."""
+    return min(WORKERS_PER_RANK, cores // 4, room // WORKER_BYTES) if cores > 2 else 0
 
 
 def _precision(hardware: Hardware, wishes: PlanSettings) -> tuple[Precision, str]:

@@ -27,6 +27,7 @@ from engine.planning import (
     unmet,
     with_micro_batch,
 )
+from engine.planning.cpu import RANK_BYTES
 
 GIB = 1 << 30
 RTX_4090 = ("NVIDIA GeForce RTX 4090", 24564, (8, 9))
@@ -189,6 +190,21 @@ def test_cpu_ranks_must_fit_into_free_memory() -> None:
     tight = plan(machine(cores=8, memory=64, free=1), settings)
     assert tight.ranks == 1
     assert "close other programs" in tight.reasons["ranks"]
+
+
+def test_the_memory_in_which_cpu_ranks_exchange_gradients_is_counted() -> None:
+    """A message of each of the two and their sum: three times the weights."""
+    settings, model = TrainSettings(global_batch=16, ghost_batch=8), sized(GIB // 16, weights=GIB)
+    two = 2 * (RANK_BYTES + model.needed(8, "ddp", ranks=2)) // GIB
+    assert plan(machine(cores=2, memory=64, free=two + 3), settings, footprint=model).ranks == 2
+    assert plan(machine(cores=2, memory=64, free=two + 2), settings, footprint=model).ranks == 1
+
+
+def test_loaders_are_left_out_where_the_ranks_need_the_memory() -> None:
+    settings, model = TrainSettings(global_batch=16, ghost_batch=8), sized(GIB // 16, weights=GIB)
+    two = 2 * (RANK_BYTES + model.needed(8, "ddp", ranks=2)) // GIB + 3
+    assert plan(machine(cores=16, memory=64, free=two), settings, footprint=model).workers == 0
+    assert plan(machine(cores=16, memory=64, free=two + 2), settings, footprint=model).workers == 2
 
 
 def test_threads_and_loaders_share_the_cores_of_a_rank() -> None:
