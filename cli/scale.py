@@ -15,6 +15,7 @@ from contracts.plan import Hardware, Plan
 from contracts.progress import clock
 from contracts.records import Records
 from contracts.run import RunSpec
+from engine.planning.division import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,9 +72,8 @@ def scale(
         f"global batch {spec.plan.global_batch}, {spec.plan.device}, {spec.plan.precision}; {steps} steps each", flush=True
     )
     if wanted[-1] > hardware.cores:
-        print(
-            f"{wanted[-1]} ranks share {hardware.cores} cores: they take turns, and bring no more than {hardware.cores} would"
-        )
+        cores = count(hardware.cores, "core")
+        print(f"{wanted[-1]} ranks share {cores}: they take turns, and bring no more than {hardware.cores} would")
     say_if_busy()
     found, target = measure(spec, plans, steps=steps), profiles(workload)
     write_csv(target / "scale.csv", [as_row(one) for one in found])

@@ -126,7 +126,7 @@ def test_two_real_ranks_are_timed_beside_one(tmp_path: Path, monkeypatch: pytest
     _, scale, _, *ranks = readme_command(".venv/bin/slipway scale segmentation --ranks 1 2")
     result = CliRunner().invoke(app, [scale, "tiny", *ranks])
     assert result.exit_code == 0, result.output
-    assert result.output.count("samples/s\n") == 2 and "2 ranks share 1 cores" in result.output
+    assert result.output.count("samples/s\n") == 2 and "2 ranks share 1 core:" in result.output
     table = (tmp_path / "profiles" / "tiny" / "scale.csv").read_text(encoding="utf-8").splitlines()
     one, two = csv.DictReader(table)
     assert (one["ranks"], one["backend"], two["ranks"], two["backend"]) == ("1", "single", "2", "ddp")
