@@ -1,6 +1,6 @@
 """What this process does now, where another process can read it even when this one is stuck; not a log.
 
-`engine/hang.py` is the reader. Before `start` every mark is a no-op: the same code runs where nobody watches. The marks
+`engine/hang/` is the reader. Before `start` every mark is a no-op: the same code runs where nobody watches. The marks
 of a process come from one thread, the one that trains (or, in a loader worker, reads).
 """
 

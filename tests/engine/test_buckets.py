@@ -10,7 +10,7 @@ import pytest
 
 from contracts.errors import SlipwayError
 from engine import loop as engine_loop
-from engine.rehearsal import Rehearsal
+from engine.preflight.rehearsal import Rehearsal
 from engine.stream import Stream
 from tests.engine.tiny_workload import Tiny, tiny_spec
 

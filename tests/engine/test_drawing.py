@@ -12,10 +12,10 @@ import pytest
 
 from contracts.errors import SlipwayError
 from engine import loop as engine_loop
-from engine.checks import digested, rank_batches
 from engine.drawing import Draws
 from engine.feeding import feed
-from engine.rehearsal import Rehearsal
+from engine.preflight.batches import digested, rank_batches
+from engine.preflight.rehearsal import Rehearsal
 from engine.stream import Stream
 from tests.engine.tiny_workload import Tiny, TinyDataset, tiny_spec
 

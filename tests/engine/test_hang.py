@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine.beacon import FINISHED, READING, STARTING, WAITING_FOR_DATA, Beacon, Mark, place_of, read
-from engine.hang import ABSENT, BLOCKED, DEAD, STOPPED, Diagnosis, Report, Watch, guilty
+from engine.hang import Diagnosis, Watch, guilty
+from engine.hang.report import ABSENT, BLOCKED, DEAD, STOPPED, Report
 
 BOUND = 3.0
 HERE = Path(__file__).parent

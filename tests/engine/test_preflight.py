@@ -22,10 +22,13 @@ from contracts.records import Records
 from contracts.run import RunSpec
 from contracts.workload import Facts, Measure, Scores, names
 from engine import loop as engine_loop
-from engine.checks import _alike_scored, _apart, check, digested, one_batch, rank_batches
 from engine.feeding import feed
 from engine.preflight import examine
-from engine.rehearsal import Rehearsal
+from engine.preflight.batches import digested, rank_batches
+from engine.preflight.checks import check
+from engine.preflight.learning import one_batch
+from engine.preflight.outputs import _alike_scored, _apart
+from engine.preflight.rehearsal import Rehearsal
 from tests.engine.tiny_workload import NUM_CLASSES, Shipped, Tiny, TinyDataset, TinyObjective, tiny_spec
 from tests.engine.waiting_ranks import WaitingRanks
 

@@ -25,8 +25,10 @@ from contracts.files import read_json, write_json
 from contracts.plan import Plan
 from contracts.preflight import Finding
 from contracts.run import RunResult, RunSpec
-from engine import launch, preflight, worker
+from engine import launch, worker
 from engine.backends import NAMES
+from engine.preflight import FINDINGS
+from engine.preflight.__main__ import check_run
 from tests.engine import tiny_ranks
 from tests.engine.planted import faulty_rank
 from workloads.segmentation.yolo import prepare_ultralytics
@@ -60,7 +62,7 @@ class WaitingRanks:
     def check(self, spec: RunSpec, *, planted: str = "") -> list[Finding]:
         """What the checks before a run find in the ranks, as `engine.preflight.examine` would."""
         self._be("engine.preflight", spec, planted)
-        told = (json.loads(line) for line in (Path(spec.output) / preflight.FINDINGS).read_text().splitlines())
+        told = (json.loads(line) for line in (Path(spec.output) / FINDINGS).read_text().splitlines())
         return [Finding(**one) for one in told if "name" in one]
 
     def _be(self, module: str, spec: RunSpec, planted: str) -> None:
@@ -168,7 +170,7 @@ def main(folder: Path) -> None:
 
 
 def _checked(spec: str) -> int:
-    return worker.run_rank(spec, partial(preflight.check_run, shortest=0.0))
+    return worker.run_rank(spec, partial(check_run, shortest=0.0))
 
 
 # What a rank does as a module.

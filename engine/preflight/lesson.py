@@ -16,8 +16,8 @@ from engine.beacon import mark
 from engine.feeding import Batch, moved
 from engine.parts import what_trains
 from engine.planning import largest_divisor
+from engine.preflight.rehearsal import Rehearsal
 from engine.randomness import key
-from engine.rehearsal import Rehearsal
 
 # Different micro-batches in it, and samples in each: few, because it has to fit beside the run itself.
 NUM_BATCHES, NUM_SAMPLES = 3, 16

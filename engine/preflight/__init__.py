@@ -1,18 +1,13 @@
-"""Checks a run in its own ranks before it starts: `python -m engine.preflight SPEC.json SECONDS`, as the plan launches it.
-
-`examine` starts them and passes on what they find; the checks themselves stand in `engine/checks.py`.
-"""
+"""Checks a run in its own ranks before it starts: `examine` starts them, as the plan launches a run, and passes on what they find."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from contracts.errors import Hung
@@ -20,7 +15,6 @@ from contracts.preflight import Estimate, Finding
 from contracts.run import RunSpec
 from engine.hang import Watch
 from engine.launch import LOG, LOOK_SECONDS, POLL_SECONDS, errors_in, own_errors, ranks
-from engine.worker import run_rank
 
 # Longer than any check takes in which no rank moves.
 LONGEST_SILENCE = 120.0
@@ -93,18 +87,3 @@ def _failure(output: Path, status: int) -> Finding:
 
 def _ended(reason: str, cause: str, remedy: str) -> Finding:
     return Finding("training steps", "failed", reason, cause, remedy)
-
-
-def check_run(spec: RunSpec, shortest: float) -> None:
-    """What runs in every rank: rank 0 writes what is found, line by line, into the run's folder."""
-    from engine.checks import check
-
-    def tell(found: Finding | Estimate) -> None:
-        with (Path(spec.output) / FINDINGS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(found)) + "\n")
-
-    check(spec, tell=tell, shortest=shortest)
-
-
-if __name__ == "__main__":
-    sys.exit(run_rank(sys.argv[1], partial(check_run, shortest=float(sys.argv[2]))))
