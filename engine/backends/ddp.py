@@ -132,15 +132,24 @@ class Ddp(Single):
         return arrived
 
     def _take(self, sums: torch.Tensor) -> None:
-        """Let the gradients be their means over the ranks, whose `sums` [elements] are given: all views of one tensor now."""
-        self._means = sums.float().div_(self.ranks)
+        """Let the gradients be their means over the ranks, whose `sums` [elements] are given."""
+        self._lay_out(sums.float().div_(self.ranks))
+
+    def _lay_out(self, means: torch.Tensor) -> torch.Tensor:
+        """Let the gradients be views of their `means` [elements], which are given back."""
         trained = self._trained()
-        for value, row in zip(trained, self._means.split([value.numel() for value in trained]), strict=True):
+        for value, row in zip(trained, means.split([value.numel() for value in trained]), strict=True):
             value.grad = row.as_strided(value.shape, value.stride())
+        self._means = means
+        return means
 
     def gradients(self) -> list[torch.Tensor]:
-        """Few and large ones, yet not so large that adding up their squares in fp32 loses digits."""
-        return super().gradients() if self._means is None else list(self._means.split(PIECE))
+        """Few and large ones, yet not so large that adding up their squares in fp32 loses digits.
+
+        They are the same wherever gradients have met: other pieces would give the norm, and with it the weights, another last digit.
+        """
+        means = self._lay_out(torch.cat(self._rows())) if self._means is None else self._means
+        return list(means.split(PIECE))
 
     def forget(self) -> None:
         super().forget()

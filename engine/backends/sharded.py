@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.backends.ddp import Ddp
+from engine.backends.single import Single
 from engine.beacon import collective
 from engine.parts import Part
 
@@ -48,3 +49,7 @@ class Sharded(Ddp):
         if gradients:
             raise AssertionError("gradients meet in the backward")
         return lambda: self.sum(numbers)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Each parameter's own piece: no rank has them all in one tensor."""
+        return Single.gradients(self)
