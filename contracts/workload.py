@@ -83,6 +83,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Shortcut:
+    """How to tell what weights are worth without running all that ships: `graphs`, and a `measure` that gives what
+    `Workload.measure` would, by calling these."""
+
+    graphs: Mapping[str, Graph]
+    measure: Callable[[Run, Records], Iterator[Measure]]
+
+
+@dataclass(frozen=True)
 class Chart:
     """Something worth drawing. `lines`: {name: (x values, y values)}; `matrix`: rows of numbers with labels. The line called
     `main` stands out; `bands` says, for some lines, between which values (low, high) they are uncertain."""
@@ -286,6 +295,16 @@ class HasBases(Protocol):
 
     def bases(self) -> Sequence[str]:
         """The names of those parts in the objective. Their frozen weights are not saved with what was learnt."""
+        ...
+
+
+@runtime_checkable
+class HasShortcut(Protocol):
+    """A workload of which `prepare` may have computed so much that validation during training need not do it again. Evaluation
+    after training runs what ships, all of it."""
+
+    def shortcut(self, objective: nn.Module, settings: Any, facts: Facts) -> Shortcut | None:
+        """For these weights; None where the settings leave nothing to save."""
         ...
 
 

@@ -17,7 +17,6 @@ from engine.memory import LiveBytes, is_out_of_memory, limited, release
 from engine.parts import load_weights
 from engine.planning import memory_limit, with_micro_batch
 from engine.probing import Probed
-from engine.torch_runtime import torch_run
 from engine.worker import run_rank
 
 # A GPU that was filled to the last byte when it was tried is too small for a batch that is a little larger.
@@ -102,9 +101,7 @@ class Fitting(Loop):
         load_weights(self.validator.objective, self.backend.whole(self.average.parts))
         failed = False
         try:
-            graphs = self.workload.graphs(self.validator.objective, self.settings, self.spec.facts)
-            run = torch_run(graphs, self.backend.device)
-            for _ in self.workload.measure(run, self.few, self.settings, self.spec.facts):
+            for _ in self.validator.measure(self.few, self.backend.device):
                 beacon.mark("validating")
         except Exception as error:
             if not is_out_of_memory(error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from contracts.records import Records
 from contracts.settings import Settings
-from contracts.workload import Facts, Scores, Workload
+from contracts.workload import Facts, HasShortcut, Measure, Scores, Workload
 from engine.backends.single import Single
 from engine.beacon import mark
 from engine.parts import load_weights
@@ -20,7 +20,7 @@ from engine.weights import frozen_bases
 
 
 class Validator:
-    """Scores weights on one split through the graphs that would ship."""
+    """Scores weights on one split through the graphs that would ship, but for work that `prepare` did for all of them."""
 
     def __init__(self, workload: Workload, objective: nn.Module, settings: Settings, facts: Facts, records: Records) -> None:
         self.workload, self.settings, self.facts, self.records = workload, settings, facts, records
@@ -31,15 +31,23 @@ class Validator:
         """The metrics of these weights (of all that trains), the same on every rank."""
         mark("validating", keys=[])
         load_weights(self.objective, tensors)
-        run = torch_run(self.workload.graphs(self.objective, self.settings, self.facts), backend.device)
         share = self.records.take(range(backend.rank, len(self.records), backend.ranks))
         measures = []
-        for count, measure in enumerate(self.workload.measure(run, share, self.settings, self.facts), 1):
+        for count, measure in enumerate(self.measure(share, backend.device), 1):
             mark("validating", keys=[f"record {count} of {len(share)}"])
             measures.append(measure)
         gathered = backend.gather(measures)
         scores = self.workload.score(_interleaved(gathered), self.settings, self.facts) if gathered else Scores({})
         return backend.broadcast(dict(scores.metrics))
+
+    def measure(self, records: Records, device: torch.device) -> Iterator[Measure]:
+        """What the workload measures of records by the weights that were loaded last, through its shortcut where it has one."""
+        workload, settings, facts = self.workload, self.settings, self.facts
+        short = workload.shortcut(self.objective, settings, facts) if isinstance(workload, HasShortcut) else None
+        if short:
+            return short.measure(torch_run(short.graphs, device), records)
+        run = torch_run(workload.graphs(self.objective, settings, facts), device)
+        return workload.measure(run, records, settings, facts)
 
     def learnt(self) -> dict[str, torch.Tensor]:
         """The weights that were scored last, without those of frozen base models."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.pictures import PICTURES
 from contracts.raw import RawInput
-from contracts.workload import Card, Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Told
+from contracts.workload import Card, Dataset, Facts, Graph, Layout, Measure, Metric, Prediction, Run, Scores, Shortcut, Told
 from workloads.captioning.settings import CaptioningSettings
 
 if TYPE_CHECKING:
@@ -54,17 +54,17 @@ class Captioning:
     def prepare(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
         from workloads.captioning.base import captions_of
         from workloads.captioning.bases import describe, not_pretrained
-        from workloads.captioning.features import Features
+        from workloads.captioning.features import Features, keeps_features
 
         captions = None if facts["embedded"] else captions_of(records.split("train"))
         found = describe(settings.prepare, folder, captions=captions)
         if warning := not_pretrained(found):
             print(f"warning: {warning}", file=sys.stderr)
-        if settings.prepare.features:
-            features = Features.of(found, folder)
-            new = features.compute(records, found, batch_size=settings.prepare.batch_size)
+        features, batch_size = Features.of(found, folder), settings.prepare.batch_size
+        if keeps_features(settings):
+            new = features.compute(records, found, batch_size=batch_size)
             print(f"features of {len(features):,} pictures, {new:,} of them new")
-            found["features"] = features.moments(records.split("train"))
+        found["features"] = features.moments(records.split("train"), found, batch_size=batch_size)
         return found
 
     def dataset(self, records: Records, settings: CaptioningSettings, facts: Facts, *, training: bool) -> Dataset:
@@ -109,6 +109,11 @@ class Captioning:
         from workloads.captioning.predicting import measure
 
         return measure(run, records, settings, facts)
+
+    def shortcut(self, objective: nn.Module, settings: CaptioningSettings, facts: Facts) -> Shortcut | None:
+        from workloads.captioning.validating import shortcut
+
+        return shortcut(objective.captioner, settings, facts)  # pyright: ignore[reportArgumentType]
 
     def score(self, measures: Iterable[Measure], settings: CaptioningSettings, facts: Facts) -> Scores:
         from workloads.captioning.scoring import score

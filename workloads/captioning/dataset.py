@@ -12,7 +12,7 @@ import torch
 from contracts.records import Records
 from contracts.workload import Facts
 from workloads.captioning import pictures
-from workloads.captioning.features import Features
+from workloads.captioning.features import Features, keeps_features
 from workloads.captioning.seeing import normalized, sized, varied
 from workloads.captioning.settings import CaptioningSettings
 from workloads.captioning.words import IGNORED, Words
@@ -62,8 +62,3 @@ class CaptioningDataset:
             return {**batch, "features": torch.from_numpy(np.stack([item["features"] for item in items]))}
         pixels = normalized(np.stack([item["pixels"] for item in items]), self.facts["picture"])
         return {**batch, "pixels": torch.from_numpy(pixels)}
-
-
-def keeps_features(settings: CaptioningSettings) -> bool:
-    """Whether what the encoder says is the same in every epoch, and is kept."""
-    return settings.prepare.features and not settings.train.augment and not settings.train.unfreeze_encoder

@@ -21,6 +21,7 @@ from workloads.captioning import pictures
 from workloads.captioning.bases import num_features
 from workloads.captioning.room import check_room
 from workloads.captioning.seeing import normalized, sized
+from workloads.captioning.settings import CaptioningSettings
 
 NUM_FOR_MOMENTS = 256
 
@@ -84,15 +85,22 @@ class Features:
         """
         if sha256 not in self._places:
             raise SlipwayError(
-                f"{self.folder} has no features of the picture with SHA-256 {sha256}: run the prepare stage again"
+                f"{self.folder} has no features of the picture with SHA-256 {sha256}: run the prepare stage again (slipway run"
+                " captioning --force prepare), which computes none while train.augment or train.unfreeze_encoder is set"
             )
         part, row = self._places[sha256]
         return self._rows[part][row]
 
-    def moments(self, records: Records) -> dict[str, list[float]]:
-        """Mean and standard deviation of each channel over some of the records' pictures."""
-        some = records.take(np.linspace(0, len(records) - 1, min(len(records), NUM_FOR_MOMENTS)).astype(np.int64))
-        rows = np.concatenate([self.of_picture(record.inputs["sha256"]).astype(np.float32) for record in some])
+    def moments(self, records: Records, facts: Facts, *, batch_size: int) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel over some of the records' pictures. Features that are not kept are computed
+        for it and forgotten."""
+        places = np.linspace(0, len(records) - 1, min(len(records), NUM_FOR_MOMENTS)).astype(np.int64)
+        some = [(str(records[place].inputs["sha256"]), int(place)) for place in places]
+        missing = [(sha256, place) for sha256, place in some if sha256 not in self]
+        batches = _encoded(records, missing, facts, batch_size) if missing else ()
+        new = {sha256: row for names, rows in batches for sha256, row in zip(names, rows, strict=True)}
+        seen = [new[sha256] if sha256 in new else self.of_picture(sha256) for sha256, _ in some]
+        rows = np.concatenate(seen).astype(np.float32)
         return {"mean": rows.mean(0).tolist(), "std": np.maximum(rows.std(0), 1e-4).tolist()}
 
     def compute(self, records: Records, facts: Facts, *, batch_size: int) -> int:
@@ -144,6 +152,11 @@ class Features:
             file.truncate(len(done) * self._row_size)
         names.write_text("".join(f"{sha256}\n" for sha256 in done))
         return set(done)
+
+
+def keeps_features(settings: CaptioningSettings) -> bool:
+    """Whether what the encoder says is the same in every epoch, and is kept."""
+    return settings.prepare.features and not settings.train.augment and not settings.train.unfreeze_encoder
 
 
 def _names(path: Path) -> list[str]:

@@ -16,6 +16,11 @@ def describe(
 ) -> list[list[int]]:
     """Tokens of a caption for each picture, uint8 [batch, size, size, 3] RGB; with the end where it came before `longest`."""
     prefix = run("encoder", pixels=normalized(images, picture))["prefix"]
+    return go_on(run, prefix, end=end, longest=longest, beams=beams)
+
+
+def go_on(run: Run, prefix: np.ndarray, *, end: int, longest: int, beams: int) -> list[list[int]]:
+    """The same where the prefix [batch, tokens, width] is there already."""
     return (
         greedy(run, prefix, end=end, longest=longest)
         if beams == 1

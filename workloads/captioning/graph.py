@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from contracts.workload import Facts, Graph
+from workloads.captioning.bases import num_features
 from workloads.captioning.model import Captioner, num_class_tokens
 
 
@@ -83,7 +84,7 @@ def graphs(captioner: Captioner, facts: Facts) -> dict[str, Graph]:
     model, picture = captioner.decoder, facts["picture"]
     pixels = torch.zeros(1, 3, picture["size"], picture["size"])
     with torch.no_grad():
-        prefix = captioner.prefix(captioner.features(pixels))
+        prefix = captioner.prefix(torch.zeros(1, *num_features(facts["encoder"]["config"])))
         _, *kept = Prefill(model)(prefix)
     names = [f"present_{what}_{layer}" for layer in range(len(kept) // 2) for what in ("key", "value")]
     past = [name.replace("present", "past") for name in names]

@@ -67,21 +67,31 @@ def say(run: Run, images: Sequence[np.ndarray], settings: CaptioningSettings, fa
 def measure(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Measure]:
     """For each record what was said, what others said, and whether the model came to an end."""
     words = Words(facts["tokenizer"])
-    for some in _batches(iter(records), settings.evaluate.batch_size):
+    for some in batches(iter(records), settings.evaluate.batch_size):
         images = [pictures.read(records.root, record.inputs) for record in some]
-        spoken = say(run, images, settings, facts, words)
-        liked = likenesses(some, images, [said.caption for said in spoken], settings)
-        for record, said, likeness in zip(some, spoken, liked, strict=True):
-            references = record.targets["captions"]
-            yield {
-                **likeness,
-                "caption": said.caption,
-                "references": references,
-                "scene": record.targets["scene"],
-                "tokens": len(said.tokens),
-                "ended": said.tokens[-1] == words.end,
-                "quality": quality_of(said.caption, references),
-            }
+        yield from measured(some, images, say(run, images, settings, facts, words), settings, words)
+
+
+def measured(
+    records: Sequence[Record],
+    images: Sequence[np.ndarray],
+    spoken: Sequence[Said],
+    settings: CaptioningSettings,
+    words: Words,
+) -> Iterator[Measure]:
+    """The measures of some records, of which `spoken` was said. Only CLIP looks at the images."""
+    liked = likenesses(records, images, [said.caption for said in spoken], settings)
+    for record, said, likeness in zip(records, spoken, liked, strict=True):
+        references = record.targets["captions"]
+        yield {
+            **likeness,
+            "caption": said.caption,
+            "references": references,
+            "scene": record.targets["scene"],
+            "tokens": len(said.tokens),
+            "ended": said.tokens[-1] == words.end,
+            "quality": quality_of(said.caption, references),
+        }
 
 
 def likenesses(
@@ -100,7 +110,7 @@ def likenesses(
 def gallery(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[tuple[str, np.ndarray]]:
     """For each record, in order: a caption, and the picture with what was said and what it says in the data set."""
     words = Words(facts["tokenizer"])
-    for some in _batches(iter(records), settings.evaluate.batch_size):
+    for some in batches(iter(records), settings.evaluate.batch_size):
         images = [pictures.read(records.root, record.inputs) for record in some]
         for record, image, said in zip(some, images, say(run, images, settings, facts, words), strict=True):
             reference = record.targets["captions"][0]
@@ -110,7 +120,7 @@ def gallery(run: Run, records: Records, settings: CaptioningSettings, facts: Fac
 def tell(run: Run, records: Records, settings: CaptioningSettings, facts: Facts) -> Iterator[Told]:
     """Of each record, in order: the picture, its captions in the data set, and what was said."""
     words = Words(facts["tokenizer"])
-    for some in _batches(iter(records), settings.evaluate.batch_size):
+    for some in batches(iter(records), settings.evaluate.batch_size):
         images = [pictures.read(records.root, record.inputs) for record in some]
         for record, image, said in zip(some, images, say(run, images, settings, facts, words), strict=True):
             yield Told(enlarged(image), record.targets["captions"], said.caption)
@@ -121,7 +131,7 @@ def predict(
 ) -> Iterator[CaptioningPrediction]:
     """Captions for pictures, in order. What is no picture comes as a prediction with an `error`; the others go on."""
     words = Words(facts["tokenizer"])
-    for some in _batches(iter(inputs), settings.evaluate.batch_size):
+    for some in batches(iter(inputs), settings.evaluate.batch_size):
         yield from _predicted(run, some, settings, facts, words)
 
 
@@ -146,6 +156,6 @@ def _seen(raw: RawInput) -> np.ndarray | str:
         return str(error)
 
 
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while some := list(islice(items, size)):
         yield some

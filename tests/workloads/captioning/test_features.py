@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contracts.errors import SlipwayError
 from contracts.plan import Plan
 from contracts.run import RunSpec
-from contracts.workload import load
+from contracts.workload import HasShortcut, load
 from engine.loop import Loop
+from engine.torch_runtime import torch_run
 from tests.workloads.captioning.conftest import Tiny, write_bases
+from tests.workloads.captioning.test_generating import loud
 from workloads.captioning import features as module
 from workloads.captioning.bases import describe, loaded_models
-from workloads.captioning.dataset import keeps_features
-from workloads.captioning.features import Features
+from workloads.captioning.features import Features, keeps_features
 from workloads.captioning.settings import CaptioningPrepare
 
 
@@ -147,12 +150,14 @@ def test_weights_that_were_trained_anew_in_the_same_folder_have_features_of_thei
 
 
 def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(SlipwayError, match="no features of the picture with SHA-256 00ff: run the prepare stage again"):
+    with pytest.raises(SlipwayError, match="no features of the picture with SHA-256 00ff: run .* --force prepare"):
         fresh(tiny, tmp_path).of_picture("00ff")
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_no_step_of_any_epoch_asks_the_encoder_where_its_features_are_kept(tiny: Tiny, tmp_path: Path, kept: bool) -> None:
+def test_no_step_and_no_validation_of_any_epoch_asks_the_encoder_where_its_features_are_kept(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
     prepare = tiny.settings.prepare.model_copy(update={"features": kept})
     settings = tiny.with_train(epochs=2, patience=0).model_copy(update={"prepare": prepare})
     plan = Plan("single", "cpu", 1, 4, settings.train.global_batch // 4, 1, 0, 1, "fp32", {})
@@ -163,14 +168,54 @@ def test_no_step_of_any_epoch_asks_the_encoder_where_its_features_are_kept(tiny:
     objective: Any = loop.backend.objective
     steps, asked = [], []
     objective.register_forward_hook(lambda *_: steps.append(objective.training))
-    objective.captioner.encoder.register_forward_hook(lambda *_: asked.append(True))
+    kind = type(objective.captioner.encoder)  # validation has a copy of the encoder, which hooks of this one do not see
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *given, **named: (asked.append(True), forward(*given, **named))[1])
     try:
         loop.run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert sum(steps) >= 2 * len(tiny.records.split("train")) // 4, "two epochs, four pictures at a time"
-    assert len(asked) == (0 if kept else len(steps))
+    validated = 2 * math.ceil(len(tiny.records.split("val")) / settings.evaluate.batch_size)
+    assert len(asked) == (0 if kept else len(steps) + validated)
+
+
+@pytest.mark.parametrize("train", [{}, {"prefix_tokens": 1}])
+def test_validation_by_kept_features_measures_what_the_graphs_that_ship_say(
+    tiny: Tiny, objective: Any, train: dict[str, Any]
+) -> None:
+    settings, workload, records = tiny.with_train(**train), load("captioning"), tiny.records.split("val")
+    assert isinstance(workload, HasShortcut)
+    if train:
+        torch.manual_seed(1)
+        objective = loud(workload.build(settings, tiny.facts, pretrained=True))
+    short = workload.shortcut(objective, settings, tiny.facts)
+    assert short and "encoder" not in short.graphs
+    run = torch_run(workload.graphs(objective, settings, tiny.facts), "cpu")
+    expected = list(workload.measure(run, records, settings, tiny.facts))
+    assert list(short.measure(torch_run(short.graphs, "cpu"), records)) == expected
+    assert len({one["caption"] for one in expected}) > 1
+
+
+NOT_KEPT = [{"train": {"augment": True}}, {"train": {"unfreeze_encoder": 1}}, {"prepare": {"features": False}}]
+
+
+@pytest.mark.parametrize("change", NOT_KEPT, ids=str)
+def test_where_features_are_not_used_none_are_written_and_the_projection_starts_alike(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    [(section, values)] = change.items()
+    settings = tiny.settings.model_copy(update={section: getattr(tiny.settings, section).model_copy(update=values)})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=0))
+    workload = load("captioning")
+    found = workload.prepare(tiny.records, settings, {"embedded": True}, tmp_path)
+    assert not list(tmp_path.rglob("*.f16"))
+    for name, values in tiny.facts["features"].items():
+        assert found["features"][name] == pytest.approx(values, rel=1e-3, abs=1e-3)
+    assert isinstance(workload, HasShortcut)
+    assert workload.shortcut(workload.build(settings, tiny.facts, pretrained=True), settings, tiny.facts) is None
 
 
 @pytest.mark.parametrize("change", [{"augment": True}, {"unfreeze_encoder": 1}])
