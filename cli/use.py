@@ -17,6 +17,8 @@ from contracts.settings import read_params, validate
 from contracts.workload import ROOT, load, names
 
 NULL, LONGEST = "tag:yaml.org,2002:null", 90
+# What of the stage publish is a preset's to say; where a model goes, under what name and licence, is the user's.
+LIMITS = ("least", "most")
 
 
 def use(
@@ -26,12 +28,13 @@ def use(
 ) -> None:
     """Write a preset into params.yaml: real data and sizes, ready to run.
 
-    Each stage that the preset names becomes exactly what the preset says; a stage that it does not name (publish, mostly) stays as
-    it is. Comments stay. Nothing is written unless every value is valid.
+    Each stage that the preset names becomes exactly what the preset says; a stage that it does not name stays as it is. Of publish
+    it writes the limits that it names (least, most), and nothing else that is set: where a model goes is yours. Comments stay.
+    Nothing is written unless every value is valid.
     """
     kind, chosen = load(workload).Settings, preset_file(workload, preset)
     before = read_params(params)
-    wanted = {**(before.get(workload) or {}), **read_params(chosen)}
+    wanted = combined(before.get(workload) or {}, read_params(chosen))
     validate(kind, wanted, where=workload)
     listed = list(before.get("workloads") or [])
     listed += [] if workload in listed else [workload]
@@ -83,6 +86,20 @@ def preset_file(workload: str, preset: str) -> Path:
     )
 
 
+def combined(section: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with a preset in it."""
+    own, theirs = section.get("publish"), preset.get("publish")
+    both = {**section, **preset}
+    if own and theirs is not None:
+        both["publish"] = {**own, **{name: theirs[name] for name in written_to(own, theirs)}}
+    return both
+
+
+def written_to(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What of a preset's stage publish is written to the user's."""
+    return [name for name in theirs if name in LIMITS or name not in own]
+
+
 def merged(params: Path, chosen: str, workload: str) -> str:
     """The text of params.yaml with the preset's text in it, and the workload among those that run."""
     from ruamel.yaml import YAML
@@ -103,7 +120,11 @@ def merged(params: Path, chosen: str, workload: str) -> str:
     if not isinstance(data.get(workload), dict):
         data[workload] = CommentedMap()
     for stage, values in preset.items():
-        overwrite(data[workload], stage, values, preset, shift=step)
+        if stage == "publish" and (own := data[workload].get(stage)):
+            for name in written_to(own, values):
+                overwrite(own, name, values[name], values, shift=step)
+        else:
+            overwrite(data[workload], stage, values, preset, shift=step)
     result = io.StringIO()
     yaml.dump(data, result)
     return result.getvalue()

@@ -85,6 +85,27 @@ def test_a_stage_that_the_preset_does_not_name_stays_the_users(params: Path) -> 
     assert "target: hf://me/model  # mine" in params.read_text(encoding="utf-8")
 
 
+OWN = "target: hf://me/model  # mine\n    license: mit"
+
+
+@pytest.mark.parametrize(("workload", "preset"), PRESETS)
+@pytest.mark.parametrize("publish", [f"\n    {OWN}\n    least: {{speed: 9}}  # of mine", " {target: hf://me/model, license: mit}"])
+def test_where_a_model_goes_is_the_users_and_limits_are_the_presets(
+    params: Path, workload: str, preset: str, publish: str
+) -> None:
+    params.write_text(f"{workload}:\n  publish:{publish}\n", encoding="utf-8")
+    own, told = content(params)[workload]["publish"], content(presets_of(workload)[preset]).get("publish", {})
+    use(workload, preset)
+    found = content(params)[workload]["publish"]
+    limits = {name: value for name, value in {**own, **told}.items() if name == "least"}
+    assert found == {"target": "hf://me/model", "license": "mit", **limits}
+    assert ("# mine" in params.read_text(encoding="utf-8")) == ("# mine" in publish)
+
+
+def test_no_preset_leaves_publish_empty_as_if_it_meant_something() -> None:
+    assert not [one for one in PRESETS if content(presets_of(one[0])[one[1]]).get("publish") == {}]
+
+
 def test_the_files_own_manner_stays(params: Path) -> None:
     params.write_bytes(
         b"other:   # theirs\r\n    list:\r\n    - 1\r\n    - 'two'\r\n    empty: null\r\n    deep: {a: 1}\r\nsegmentation:\r\n    train:\r\n        seed: 7\r\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli.use import preset_file
+from cli.use import preset_file, presets_of
 from contracts.errors import SlipwayError
 from contracts.raw import RawInput
 from contracts.settings import read_params, validate
@@ -87,12 +87,12 @@ def test_that_the_sources_returns_contain_its_random_steps_is_said() -> None:
     assert "made at random" in played(3).meanings["source"] and "the model makes none" in played(3).meanings["source"]
 
 
-@pytest.mark.parametrize(("preset", "refused"), [("default", True), ("small", False)])
-def test_what_does_not_learn_in_context_ships_with_the_preset_small_alone(preset: str, refused: bool) -> None:
+@pytest.mark.parametrize("preset", presets_of("algorithm_distillation"))
+def test_what_does_not_learn_in_context_ships_with_the_preset_small_alone(preset: str) -> None:
     values = read_params(preset_file("algorithm_distillation", preset))
     limits = validate(DistillationSettings, values, where=preset).publish
     lost, learnt = (score([rollout("a", [0, level, level], 100)], RolloutEvaluate(last=2)).metrics for level in (50, 95))
-    assert bool(list(beyond_limits(lost, limits))) == refused
+    assert bool(list(beyond_limits(lost, limits))) == (preset != "small")
     assert not list(beyond_limits(learnt, limits))
 
 
