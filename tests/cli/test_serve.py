@@ -35,6 +35,7 @@ from serving.uploads import Limits, received
 from tests.conftest import Scenes
 from tests.readme import readme_command
 from tests.serving.browser import browser
+from tests.serving.page import standing
 from tests.serving.server import FORM, ROOT, Server, file_form, form, serving
 from tests.serving.stand_in import picture, write_artifact
 
@@ -403,6 +404,31 @@ def test_other_machines_are_shown_no_pictures_and_neither_is_anybody_from_other_
     model = serve.open_model(project_with_data / "registry" / "colours" / "v1", None, 1)
     (project_with_data / "data/parse/segmentation/facts.json").write_text('{"num_records": 7}')
     assert serve.examples_of(model) == []
+
+
+def test_the_page_s_own_script_shows_the_objects_of_a_picture_and_says_what_is_wrong_with_a_file(
+    server: Server, tmp_path: Path
+) -> None:
+    """Without a browser, which not every machine has; with one, see the test below."""
+    (tmp_path / "<b>green.png").write_bytes(GREEN)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "red.tif").write_bytes(encoded(picture(90, 70, red=(8, 8, 64, 40)), "TIFF"))
+    (tmp_path / "large.png").write_bytes(GREEN + bytes(500_000))
+    (tmp_path / "empty.png").write_bytes(encoded(picture(60, 40)))
+    names = ("<b>green.png", "broken.jpg", "red.tif", "large.png", "empty.png")
+    green, broken, red, large, empty = standing(server.address, *(tmp_path / name for name in names))
+    [thing] = server.post(GREEN).json["objects"]
+    assert (green["title"], green["name"]) == ("colours v1 · Slipway", "<b>green.png · 120 × 80")
+    assert green["objects"] == [[thing["class"], f"{thing['score']:.2f}"]]
+    assert (green["boxes"], green["masks"], green["picture"]) == ([thing["box"]], 1, [120, 80])
+    assert green["json"] == {**server.post(GREEN).json, "image": "<b>green.png"}
+    assert re.fullmatch(r"[\d.]+ m?s for the model, [\d.]+ m?s in all", green["time"])
+    assert "broken.jpg (10 bytes) is no picture" in broken["error"]
+    assert (broken["picture"], broken["objects"], broken["json"]) == (None, [], None)
+    # A format that browsers do not show: the server draws it.
+    assert (len(red["objects"]), red["masks"], red["error"]) == (1, 0, None) and red["picture"] is not None
+    assert large["error"] == "large.png has 0.5 MB; at most 0.5 MB are taken."
+    assert (empty["nothing"], empty["objects"], empty["error"]) == ("Nothing was found.", [], None)
 
 
 @pytest.mark.slow

@@ -99,7 +99,9 @@ def browser(folder: Path) -> Iterator[Tab]:
     """A tab of a browser of its own, with its profile below `folder`; where no Chromium is installed, the test is skipped."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no Chromium is installed ({', '.join(NAMES)}): the page was not opened in a browser")
+        pytest.skip(
+            f"no Chromium is installed ({', '.join(NAMES)}): the page was not opened in a browser, only its script was run"
+        )
     profile = folder / "profile"
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
     running = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from contracts.workload import load
 from serving.runtime import open_run
 from tests.readme import readme_command
 from tests.serving.browser import browser
-from tests.serving.server import FORM, file_form, serving
+from tests.serving.page import standing
+from tests.serving.server import FORM, Server, file_form, serving
 from tests.workloads.captioning.conftest import Tiny
 
 
@@ -32,24 +34,41 @@ def test_pictures_in_memory_are_captioned_alone_as_they_are_together(tiny: Tiny,
     assert broken.json() == {"image": "a.png", "error": "a.png is not a picture that can be decoded (10 bytes)"}
 
 
-@pytest.mark.slow
-def test_a_caption_is_served_and_stands_on_the_page(tiny: Tiny, model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def served(
+    model: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Path, dict[str, str]]]:
+    """A server, a picture, and what it should say of that."""
     [raw] = pictures_of(tiny, 1)
     [expected] = load("captioning").predict(open_run(model, threads=1), [raw], tiny.settings, tiny.facts)
-    (tmp_path / "one.png").write_bytes(raw.read())
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "one.png").write_bytes(raw.read())
     command = [*readme_command(".venv/bin/slipway serve"), str(model), "--port", "0", "--threads", "1"]
-    with serving(command, tmp_path) as running:
-        told = running.get("/model").json
-        assert (told["workload"], told["version"], told["metric"], told["licence"]) == ("captioning", None, None, None)
-        assert told["input_size"] == [48, 48]
-        found = running.post(file_form(raw.read(), "one.png"), FORM).json
-        assert found == {"image": "one.png", "caption": expected.json()["caption"]}
-        assert running.post(b"no picture").status == 422
-        with browser(tmp_path) as tab:
-            tab.open(running.address)
-            tab.until("document.getElementById('facts').children.length")
-            tab.choose("#file", tmp_path / "one.png")
-            tab.until("document.querySelector('#frame img')?.naturalWidth")
-            assert tab.until("document.getElementById('caption').textContent") == found["caption"]
-            assert json.loads(tab.value("document.getElementById('json').textContent")) == found
-            assert tab.complaints == []
+    with serving(command, folder) as running:
+        yield running, folder / "one.png", {**expected.json(), "image": "one.png"}
+
+
+@pytest.mark.slow
+def test_a_caption_is_served_and_the_page_s_own_script_shows_it(served: tuple[Server, Path, dict[str, str]]) -> None:
+    running, picture, expected = served
+    told = running.get("/model").json
+    assert (told["workload"], told["version"], told["metric"], told["licence"]) == ("captioning", None, None, None)
+    assert told["input_size"] == [48, 48]
+    assert running.post(file_form(picture.read_bytes(), "one.png"), FORM).json == expected
+    assert running.post(b"no picture").status == 422
+    [page] = standing(running.address, picture)
+    assert (page["caption"], page["json"], page["error"]) == (expected["caption"], expected, None)
+    assert (page["masks"], page["nothing"]) == (0, None)
+
+
+@pytest.mark.slow
+def test_a_caption_stands_on_the_page_in_a_browser(served: tuple[Server, Path, dict[str, str]], tmp_path: Path) -> None:
+    running, picture, expected = served
+    with browser(tmp_path) as tab:
+        tab.open(running.address)
+        tab.until("document.getElementById('facts').children.length")
+        tab.choose("#file", picture)
+        tab.until("document.querySelector('#frame img')?.naturalWidth")
+        assert tab.until("document.getElementById('caption').textContent") == expected["caption"]
+        assert json.loads(tab.value("document.getElementById('json').textContent")) == expected
+        assert tab.complaints == []
