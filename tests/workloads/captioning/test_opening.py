@@ -28,11 +28,12 @@ from workloads.captioning.words import Words
 
 COMMIT = "0123456789" * 4
 PAGE = ROOT / "docs" / "workloads" / "captioning.md"
+EVIDENCE = ROOT / "docs" / "evidence" / "transformers-js.md"
 
 
-def lines_of(page: str) -> str:
-    """The Python that a page shows."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+def lines_of(page: str, language: str = "python") -> str:
+    """The Python, or what else, that a page shows."""
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
 def said_by_the_lines_of(page: str, *folders: Path) -> list[str]:
@@ -92,6 +93,11 @@ def test_the_card_and_the_workloads_page_show_the_same_lines(tiny: Tiny) -> None
     pooled = card(tiny.with_train(prefix_tokens=1), tiny.facts).use
     assert 'folder = "."' in pooled and "PeftModel" in pooled and "processor" not in pooled
     assert "peft" not in card(tiny.with_train(lora=None), tiny.facts).use
+
+
+def test_the_lines_for_transformers_js_are_those_that_were_run() -> None:
+    shown, run = (lines_of(page.read_text(encoding="utf-8"), "js") for page in (PAGE, EVIDENCE))
+    assert shown and run == f"{shown}console.log(caption);\n"
 
 
 @pytest.mark.parametrize(("hub", "unfrozen", "name"), [(False, 0, "base"), (True, 0, "somebody/words"), (True, 1, "base")])
