@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak --kills 50 --backend ddp
 
-Every training is killed one to `--most` times: a rank, torchrun's agent or the launcher, as the seed says, one time in four while
+Every training is killed once, or up to `--most` times: a rank, torchrun's agent or the launcher, as the seed says, one time in four while
 it starts, otherwise somewhere in one of its steps. A training whose launcher was killed, or had to give up, is
 started again with the same command. In the end its weights, their average and the optimiser's state must have the hash of a
 training that nobody disturbed, and no process of it may be left. The exit status is 1 where that is not so.
@@ -266,7 +266,7 @@ def launch_as_told(spec: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--most", type=int, default=3, help="kills of one training")
+    parser.add_argument("--most", type=int, default=1, help="kills of one training")
     parser.add_argument("--backend", default="ddp")
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--workers", type=int, default=0, help="loader processes a rank")
