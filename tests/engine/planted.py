@@ -160,6 +160,16 @@ def apart() -> None:
     shared_memory._open = lambda place, size: None
 
 
+def uncompiled() -> None:
+    """No fault: DeepSpeed compiles none of its operations."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    def compile_it(self: Any, verbose: bool = True) -> Any:
+        raise AssertionError(f"{self.name} would be compiled")
+
+    OpBuilder.jit_load = compile_it
+
+
 def slow() -> None:
     """Steps long enough to be met by somebody who looks on."""
     from tests.engine.tiny_workload import TinyObjective
@@ -211,13 +221,14 @@ FAULTS = {
         reducer,
         silent,
         apart,
+        uncompiled,
         slow,
         die,
         writing,
     )
 }
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("reducer", "silent", "slow", "die", "writing")
+EVERYWHERE = ("reducer", "silent", "uncompiled", "slow", "die", "writing")
 
 
 def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
