@@ -282,7 +282,9 @@ class Loop:
             with self._meeting("backward", meet=meet):
                 backend.backward(output["loss"] * weight)
         for name, value in {**output, "weight": torch.ones(())}.items():
-            totals[name] = totals.get(name, torch.zeros((), device=backend.device)) + value.detach() * weight
+            # A mean over nothing is no number, though its gradient, times 0, may be 0.
+            counts = torch.where(weight == 0, 0.0, value.detach() * weight)
+            totals[name] = totals.get(name, torch.zeros((), device=backend.device)) + counts
 
     def _start_randomness(self, seed: int) -> None:
         """As torch.manual_seed, which on a CPU spends half a millisecond on the devices that are not there."""
@@ -320,10 +322,7 @@ class Loop:
         """Move the weights, their average and the batch statistics (by those `seen`), all by what the whole global batch said."""
         step = self.standing.step
         if not math.isfinite(losses["loss"]):
-            raise SlipwayError(
-                f"the loss is {losses['loss']} in step {step} ({', '.join(f'{k} {v:.4g}' for k, v in losses.items())}); the batch begins "
-                f"with {', '.join(self._first_keys())}. Lower train.learning_rate or train.clip_norm, or look at those records"
-            )
+            raise self._no_number(f"the loss is {losses['loss']}", losses)
         warmup = self.train.warmup_epochs * len(self.records) / self.train.global_batch
         rate = learning_rate_factor(
             step, num_steps=self.stream.num_steps, warmup_steps=warmup, final=self.train.final_learning_rate
@@ -331,6 +330,8 @@ class Loop:
         mark("optimizer")
         with self._meeting("optimizer", meet=True):
             norm = self.backend.step(rate=rate, scale=scale)
+        if math.isnan(norm) and not self.backend.scaler.is_enabled():  # fp16's scaler leaves such a step out
+            raise self._no_number("the loss is a number, and its gradient is not,", losses)
         mark("averaging")
         self.statistics.update(seen)
         self.average.update()
@@ -343,6 +344,14 @@ class Loop:
         self.standing.step += 1
         if self.standing.step % max(1, self.stream.num_steps // ROWS_PER_RUN) == 0 or self.stream.ends_epoch(step):
             self._log(rate)
+
+    def _no_number(self, what: str, losses: dict[str, float]) -> SlipwayError:
+        """The end of a run that has diverged, or met a record that it cannot learn from."""
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        return SlipwayError(
+            f"{what} in step {self.standing.step} ({parts}); the batch begins with {', '.join(self._first_keys())}. Lower "
+            "train.learning_rate or train.clip_norm, or look at those records"
+        )
 
     def _first_keys(self) -> list[str]:
         """Some records of the present step."""

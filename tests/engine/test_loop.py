@@ -209,6 +209,48 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_records(make_ti
         loop.run()
 
 
+def _train_without_every_fourth(spec: RunSpec, *, labelled: bool) -> dict[str, torch.Tensor]:
+    """The weights after a run whose every fourth micro-batch weighs nothing; without labels, its loss is no number."""
+    Path(spec.output).mkdir()
+    loop, calls = Loop(spec), [0]
+    plain = loop.backend.forward
+
+    def forward(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        if calls[0] % 4:
+            return {**plain(batch), "weight": torch.tensor(2.0)}
+        output = plain(batch if labelled else {**batch, "labels": torch.full_like(batch["labels"], -100)})
+        assert output["loss"].isnan() != labelled
+        return {**output, "weight": torch.zeros(())}
+
+    loop.backend.forward = forward
+    assert loop.run() is not None
+    return _last_state(spec)["weights"]
+
+
+def test_a_micro_batch_without_labels_counts_for_nothing(make_tiny_spec: MakeSpec) -> None:
+    specs = {labelled: make_tiny_spec(str(labelled), epochs=1) for labelled in (True, False)}
+    learnt = [_train_without_every_fourth(spec, labelled=labelled) for labelled, spec in specs.items()]
+    assert _difference(*learnt) == 0
+    journals = [read_journal(Path(spec.output) / "metrics.jsonl") for spec in specs.values()]
+    losses = [[line["loss"] for line in journal if "loss" in line] for journal in journals]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run_in_its_step(make_tiny_spec: MakeSpec) -> None:
+    loop = Loop(make_tiny_spec("steep"))
+    plain = loop.backend.forward
+
+    def forward(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        loss = plain(batch)["loss"]
+        return {"loss": loss + (0 * loss).sqrt() if loop.standing.step == 3 else loss}
+
+    loop.backend.forward = forward
+    with pytest.raises(SlipwayError, match=r"its gradient is not, in step 3 \(loss .*the batch begins with row-"):
+        loop.run()
+    assert not loop.checkpoints.found()
+
+
 def test_a_failure_in_a_rank_is_the_error_of_the_launch(make_tiny_spec: MakeSpec) -> None:
     spec = make_tiny_spec("failing", ranks=2, ghost_batch=1)
     with pytest.raises(
