@@ -1,6 +1,6 @@
 """What checkpoints cost a training: `python -m benchmarks.checkpoint` writes benchmarks/results/checkpoint.json.
 
-First segmentation as params.yaml has it, on two ranks: the share of the run in which it stood still for a checkpoint, although
+A checkpoint here comes with the weights that are the best so far, as it does after a better epoch. First segmentation as params.yaml has it, on two ranks: the share of the run in which it stood still for a checkpoint, although
 its epochs, each of which ends with one, are far shorter than the default interval. Then a model of 100 million weights with
 AdamW and an average, on one thread: how long it stands still for one checkpoint, and how much slower it computes while the
 checkpoint is written, both as shares of the default interval.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,9 +23,10 @@ from benchmarks.conditions import load_now, spread, write_result
 from benchmarks.embedded import cpu_plan, demo_settings, prepare
 from contracts.settings import TrainSettings
 from engine.backends.single import Single
-from engine.checkpoint import Checkpoints
+from engine.checkpoint import Checkpoints, copied
 from engine.ema import Average
 from engine.launch import launch
+from engine.weights import distinct, save_weights
 
 BAR = 0.01
 NUM_SCENES = 1600
@@ -75,7 +77,8 @@ def of_a_large_model(folder: Path, repetitions: int) -> dict[str, Any]:
     for number in range(repetitions):
         usual = laps(until=time.perf_counter() + BASELINE_SECONDS)
         began = time.perf_counter()
-        checkpoints.save(number, {**backend.state(), "average": average.state(backend)})
+        best = partial(save_weights, copied(distinct(objective.state_dict())), folder / "best.safetensors")
+        checkpoints.save(number, {**backend.state(), "average": average.state(backend)}, first=best)
         saved = time.perf_counter()
         busy = laps(while_writing=checkpoints)
         checkpoints.wait()

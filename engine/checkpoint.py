@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json, remove, replace_when_complete, write_json
+
+# A manifest's hash of the rest of it: a damaged fingerprint would be taken for another run's.
+OWN_HASH = "manifest_sha256"
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,15 @@ class Checkpoints:
         paths = sorted(self.folder.glob("step-*/manifest.json"))
         return [Checkpoint(path.parent, int(path.parent.name.removeprefix("step-"))) for path in paths]
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy `state` now and write it in the background; waits for the one before.
+    def save(self, step: int, state: dict[str, Any], *, first: Callable[[], object] = lambda: None) -> None:
+        """Copy `state` now and write it in the background, where `first` is called before; waits for the one before.
 
         Raises:
             OSError: when the one before could not be written (a full disk, say).
         """
         self.wait()
-        copy = _copied(state)
-        self._writer = threading.Thread(target=self._write, args=(step, copy), name=f"checkpoint-{step}")
+        copy = copied(state)
+        self._writer = threading.Thread(target=self._write, args=(step, copy, first), name=f"checkpoint-{step}")
         self._writer.start()
 
     def wait(self) -> None:
@@ -54,13 +59,14 @@ class Checkpoints:
         if self._failure is not None:
             raise self._failure
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: dict[str, Any], first: Callable[[], object]) -> None:
         try:
+            first()
             with replace_when_complete(self.folder / f"step-{step:09d}") as temporary:
                 temporary.mkdir()
                 torch.save(state, temporary / "state.pt")
                 manifest = {"step": step, "fingerprint": self.fingerprint, "sha256": _sha256(temporary / "state.pt")}
-                write_json(temporary / "manifest.json", manifest)
+                write_json(temporary / "manifest.json", {**manifest, OWN_HASH: _sha256_of(manifest)})
             for old in self.found()[: -self.keep]:
                 remove(old.folder)
         except BaseException as error:
@@ -77,14 +83,14 @@ class Checkpoints:
         found = self.found()
         for checkpoint in reversed(found):
             try:
-                manifest = read_json(checkpoint.folder / "manifest.json")
-                whole = manifest["sha256"] == _sha256(checkpoint.folder / "state.pt")
+                manifest = _manifest(checkpoint.folder / "manifest.json")
+                fingerprint, whole = manifest["fingerprint"], manifest["sha256"] == _sha256(checkpoint.folder / "state.pt")
             except (OSError, ValueError, KeyError) as error:
                 print(f"{checkpoint.folder} is damaged ({error}); trying the one before", flush=True)
                 continue
-            if manifest["fingerprint"] != self.fingerprint:
+            if fingerprint != self.fingerprint:
                 raise SlipwayError(
-                    f"{checkpoint.folder} belongs to another run: its fingerprint is {manifest['fingerprint']}, this run's is "
+                    f"{checkpoint.folder} belongs to another run: its fingerprint is {fingerprint}, this run's is "
                     f"{self.fingerprint}. Settings, data or the workload's code differ; remove the folder, or restore what it was trained with"
                 )
             if whole:
@@ -97,17 +103,33 @@ class Checkpoints:
         return None
 
 
-def _copied(value: Any) -> Any:
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says.
+
+    Raises:
+        ValueError: when it does not have the hash that it names; one written before manifests had any is believed.
+    """
+    manifest = read_json(path)
+    if manifest.pop(OWN_HASH, None) not in (None, _sha256_of(manifest)):
+        raise ValueError(f"{path.name} does not have the sha256 that it names")
+    return manifest
+
+
+def copied(value: Any) -> Any:
     """The same nested state in memory of its own, on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
+        return type(value)(copied(item) for item in value)
     return value
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

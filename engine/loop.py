@@ -8,6 +8,7 @@ import time
 import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from engine import telemetry
 from engine.backends import make
 from engine.backends.single import Single
 from engine.beacon import WAITING_FOR_DATA, collective, mark
-from engine.checkpoint import Checkpoints
+from engine.checkpoint import Checkpoints, copied
 from engine.ema import Average
 from engine.feeding import Drawn, feed, moved
 from engine.memory import is_out_of_memory, is_tight, release
@@ -35,7 +36,7 @@ from engine.schedule import learning_rate_factor
 from engine.stream import Lengths, Stream
 from engine.tracking import Journal
 from engine.validation import Validator
-from engine.weights import save_weights
+from engine.weights import distinct, save_weights
 
 ROWS_PER_RUN = 200
 # Steps after a start in which gradients meet, on GPUs too, only once all ranks have said that their memory sufficed.
@@ -122,6 +123,7 @@ class Loop:
         self.backend.prepare(objective, lambda module: self.workload.optimizer(module, self.settings), self.train.clip_norm)
         self.average = Average(self.backend.weights(), decay=self.train.ema_decay)
         self.standing = Standing()
+        self._better: dict[str, torch.Tensor] = {}
 
     def run(self) -> RunResult | None:
         """Train to the end and give the result on rank 0 (None elsewhere).
@@ -385,7 +387,7 @@ class Loop:
             raise Interrupted(f"stopped at step {step} of {self.stream.num_steps}; the same command goes on from there")
 
     def _validate(self) -> None:
-        """Score the averaged weights; keep them where they are the best so far."""
+        """Score the averaged weights; where they are the best so far, they are to be saved."""
         standing, metric = self.standing, self.workload.metric
         metrics = self.validator.score(self.backend.whole(self.average.parts), self.backend)
         epoch = round(self.stream.epoch_after(standing.step))
@@ -394,8 +396,7 @@ class Loop:
         if better:
             standing.best, standing.best_epoch, standing.best_metrics = value, epoch, metrics
             standing.epochs_without_gain = 0
-            if self.backend.rank == 0:
-                save_weights(self.validator.learnt(), self.output / "best.safetensors")
+            self._better = self.validator.learnt()
         else:
             standing.epochs_without_gain += 1
         standing.stopped_early = bool(self.train.patience) and standing.epochs_without_gain >= self.train.patience
@@ -403,13 +404,18 @@ class Loop:
             self.journal.write(step=standing.step, epoch=round(self.stream.epoch_after(standing.step), 4), **metrics)
 
     def _save(self) -> None:
-        """Hand a complete state to the writer (rank 0)."""
+        """Hand a complete state to the writer (rank 0), before it the best weights that it knows of and nobody has written."""
         self._saved_at = time.monotonic()
         mark("saving")
         state = {**self.backend.state(), "average": self.average.state(self.backend), "standing": vars(self.standing)}
         if self.backend.rank == 0:
-            self.checkpoints.save(self.standing.step, state)
+            better, self._better = copied(distinct(self._better)), {}
+            self.checkpoints.save(self.standing.step, state, first=partial(self._save_best, better))
             self.standing.stalled += time.monotonic() - self._saved_at
+
+    def _save_best(self, weights: dict[str, torch.Tensor]) -> None:
+        if weights:
+            save_weights(weights, self.output / "best.safetensors")
 
     def _resume(self) -> int:
         """Go on from the newest checkpoint; gives the step that comes next."""

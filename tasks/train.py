@@ -32,10 +32,16 @@ def run(workload: str) -> None:
 
 
 def collect(spec: RunSpec, result: RunResult, *, target: Path) -> None:
-    """Put the weights, the newest checkpoint and the curves of a finished run into `target`, all or nothing."""
+    """Put the weights, the newest checkpoint and the curves of a finished run into `target`, all or nothing.
+
+    Raises:
+        SlipwayError: when the weights have been damaged since they were written.
+    """
     from engine.tracking import write_curves, write_validation
+    from engine.weights import whole_weights
 
     output = Path(spec.output)
+    whole_weights(output / "best.safetensors")
     with replace_when_complete(target) as temporary:
         model = temporary / "model"
         model.mkdir(parents=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from contracts.errors import SlipwayError
-from engine.checkpoint import Checkpoints
+from contracts.files import read_json, write_json
+from engine.checkpoint import OWN_HASH, Checkpoints
 
 
 def _saved(folder: Path, *steps: int, fingerprint: str = "one", keep: int = 2) -> Checkpoints:
@@ -36,7 +38,7 @@ def test_what_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path) ->
     assert not state["weights"].any()
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "fingerprint"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,11 +52,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         file.write_bytes(content[:-100])
     elif damage == "remove":
         file.unlink()
-    else:
+    elif damage == "manifest":
         (file.parent / "manifest.json").write_text("{")
+    else:
+        manifest = file.parent / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"one"', '"onf"'))
     step, _ = checkpoints.load() or (0, {})
     assert step == 1
     assert "step-000000002" in capsys.readouterr().out
+
+
+def test_a_manifest_from_before_manifests_had_a_hash_is_believed(tmp_path: Path) -> None:
+    checkpoints, manifest = _saved(tmp_path, 1), tmp_path / "step-000000001" / "manifest.json"
+    older = {name: value for name, value in read_json(manifest).items() if name != OWN_HASH}
+    assert older.keys() == {"step", "fingerprint", "sha256"}
+    write_json(manifest, older)
+    assert checkpoints.load() is not None
+    write_json(manifest, {**older, "fingerprint": "theirs"})
+    with pytest.raises(SlipwayError, match="fingerprint is theirs"):
+        checkpoints.load()
+
+
+def test_what_comes_first_is_done_in_the_background_before_the_checkpoint_is_there(tmp_path: Path) -> None:
+    checkpoints, may_go_on = Checkpoints(tmp_path, fingerprint="one"), threading.Event()
+    checkpoints.save(1, {"step": 1}, first=may_go_on.wait)
+    assert not checkpoints.found()
+    may_go_on.set()
+    checkpoints.wait()
+    assert checkpoints.found()
 
 
 def test_where_no_checkpoint_is_whole_it_is_said_that_training_begins_anew(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,11 +20,13 @@ from contracts.files import read_json
 from contracts.run import RunResult, RunSpec
 from engine import beacon, telemetry
 from engine import launch as launching
+from engine import loop as engine_loop
 from engine.checkpoint import Checkpoints
 from engine.launch import environment, launch
 from engine.loop import Loop, _StopRequest
 from engine.telemetry import CudaTelemetry
 from engine.tracking import read_journal
+from engine.weights import save_weights
 from tests.engine import planted
 from tests.engine.planted import LARGEST_BATCH, plant
 from tests.engine.test_telemetry import SmallGpu, SmallMemory, SmallNvml
@@ -122,6 +125,9 @@ def test_of_two_ranks_only_the_first_writes_what_belongs_to_the_run(
     first, second = ((output / f"writing-{rank}").read_text().split() for rank in (0, 1))
     assert {"metrics.jsonl", "best.safetensors", "result.json"} <= set(first)
     assert {place for place in first if place.startswith("checkpoints/step-") and "/" not in place[12:]}
+    assert first.index("best.safetensors") < first.index("checkpoints/step-000000005"), (
+        "no checkpoint before what it knows of"
+    )
     assert {place.split("/")[0] for place in second} <= {"beacons"}, "its own beacon, and nothing of the run"
     lines = read_journal(output / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, result.steps + 1))
@@ -193,6 +199,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_tiny_spec: MakeSpec, mo
     step = Checkpoints(Path(spec.output) / "checkpoints", fingerprint="one").found()[-1].step
     assert step >= 4
     assert not (Path(spec.output) / "result.json").exists()
+
+
+def test_the_best_weights_are_written_while_training_goes_on(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[str] = []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        writers.append(f"{threading.current_thread().name}: {path.name}")
+        save_weights(tensors, path)
+
+    monkeypatch.setattr(engine_loop, "save_weights", save)
+    _train(make_tiny_spec("best", epochs=1))
+    assert writers == ["checkpoint-5: best.safetensors"]
 
 
 def test_another_runs_checkpoint_is_refused(make_tiny_spec: MakeSpec) -> None:

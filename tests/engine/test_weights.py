@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from contracts.errors import SlipwayError
 from engine.weights import read_weights, save_weights
 
 
@@ -49,3 +50,28 @@ def test_weights_of_another_module_are_refused(tmp_path: Path, tensors: dict[str
     save_file(tensors, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=reason):
         read_weights(Tied(), tmp_path / "weights.safetensors")
+
+
+def test_one_flipped_bit_of_a_file_anywhere_is_noticed_or_changes_no_weight(tmp_path: Path) -> None:
+    path, before = tmp_path / "weights.safetensors", Tied()
+    save_weights(before.state_dict(), path)
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        after = Tied()
+        try:
+            read_weights(after, path)
+            assert torch.equal(after.words.weight, before.words.weight)
+        except SlipwayError as error:
+            assert f"{path} is damaged" in str(error)
+            refused += 1
+    assert refused > before.words.weight.nbytes
+
+
+def test_a_file_without_a_hash_is_read(tmp_path: Path) -> None:
+    save_file({"words.weight": torch.ones(5, 3), "bias": torch.zeros(0)}, tmp_path / "weights.safetensors")
+    after = Tied()
+    read_weights(after, tmp_path / "weights.safetensors")
+    assert torch.equal(after.head.weight, torch.ones(5, 3))

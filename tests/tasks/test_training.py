@@ -16,6 +16,7 @@ from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import load
 from engine.loop import Loop
+from tasks.train import collect
 from tasks.training import training_run
 from tests.engine.tiny_ranks import join_the_house
 from tests.engine.tiny_workload import NAME, write_rows
@@ -46,6 +47,16 @@ def test_other_settings_of_train_are_another_run_that_trains_its_own_steps(train
     assert [one.steps for one in found] == [STEPS, STEPS, 2 * STEPS, STEPS]
     again = train(run_of())
     assert (again.resumed_from, again.steps) == (STEPS, STEPS), "the same settings are the same run, and it is over"
+
+
+def test_the_best_weights_that_were_damaged_are_not_collected(train: Callable[[RunSpec], RunResult], tmp_path: Path) -> None:
+    result, best = train(run_of()), Path(run_of().output) / "best.safetensors"
+    content = bytearray(best.read_bytes())
+    content[-1] ^= 1
+    best.write_bytes(content)
+    with pytest.raises(SlipwayError, match=f"{best} is damaged .*: restore it, or remove {best.parent} and train again"):
+        collect(run_of(), result, target=tmp_path / "train")
+    assert not (tmp_path / "train").exists()
 
 
 def test_what_learns_nothing_else_is_the_same_run() -> None:
