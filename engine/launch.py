@@ -26,7 +26,7 @@ from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT
 from engine.hang import Watch
-from engine.planning import has_libuv, process_group_environment, smaller
+from engine.planning import has_libuv, process_group_environment, smaller, torchrun
 from engine.sinks import Follower, sinks_for
 
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
@@ -183,8 +183,7 @@ def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[st
     worker = ["-m", module, str(spec)]
     if plan.backend in ALONE:
         return [sys.executable, *worker]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.ranks}", "--monitor-interval=0.1"]
-    return [sys.executable, *torchrun, *worker]
+    return [sys.executable, *torchrun(plan.ranks, spec.parent, libuv=has_libuv()), *worker]
 
 
 def environment(plan: Plan) -> dict[str, str]:
@@ -197,10 +196,8 @@ def environment(plan: Plan) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "SLIPWAY_LAUNCHER": str(os.getpid()),
-        # The agent's shared store keeps keys of an earlier start, on which a restart can hang.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        **(process_group_environment("Windows", libuv=has_libuv()) if os.name == "nt" else {}),
+        **process_group_environment(libuv=has_libuv()),
     }
 
 

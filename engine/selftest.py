@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.files import read_json, write_json
 from contracts.workload import ROOT
+from engine.planning.platforms import has_libuv, process_group_environment, torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def launch(ranks: int, *, device: str = "cpu", group: str = "gloo", seconds: flo
     """Run the self-test on `ranks` ranks of this machine and say what came of it; never takes much longer than `seconds`."""
     with tempfile.TemporaryDirectory(prefix="slipway-doctor-") as name:
         folder = Path(name)
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
+        command = torchrun(ranks, folder, libuv=has_libuv())
         command += ["-m", "engine.selftest", name, device, group, f"{seconds:g}"]
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen(
@@ -78,10 +79,10 @@ def launch(ranks: int, *, device: str = "cpu", group: str = "gloo", seconds: flo
 
 
 def environment() -> dict[str, str]:
-    """The environment of the ranks: one thread each, this project's code, no libuv where torch is built without it."""
+    """The environment of the ranks: one thread each, this project's code, and how they find each other."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return {**found, "USE_LIBUV": "0"} if os.name == "nt" else found
+    return {**found, **process_group_environment(libuv=has_libuv())}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,7 @@ from engine.planning.platforms import (
     meeting,
     process_group,
     process_group_environment,
+    torchrun,
 )
 from engine.planning.wishes import refuse_impossible, unmet, with_accelerate_config
 
@@ -43,6 +44,7 @@ __all__ = [
     "rivals",
     "smaller",
     "thread_speed",
+    "torchrun",
     "unmet",
     "with_micro_batch",
 ]

@@ -12,6 +12,7 @@ from engine.planning.footprint import GIB, Footprint
 from engine.planning.gpu import WORKERS_PER_RANK, accumulation_reason
 from engine.planning.loading import prefetch, prefetch_reason
 from engine.planning.platforms import Installed, meeting
+from engine.planning.wishes import as_wished
 
 MAX_CPU_RANKS = 8
 # Part of a training step on the CPU that threads share: 2 threads ran 1.38 times as fast as 1 (Amdahl's law, solved).
@@ -117,7 +118,7 @@ def _ranks(hardware: Hardware, pieces: int, need: Callable[[int], int]) -> int:
 
 def _backend(ranks: int, wishes: PlanSettings, apart: bool, how: str) -> tuple[Backend, str]:
     if wishes.backend != "auto":
-        return wishes.backend, "as plan.backend says" + (f"; {how}" if ranks > 1 else "")
+        return wishes.backend, as_wished(wishes.backend, how if ranks > 1 or wishes.backend == "dp" else "")
     if apart:
         return "single", f"one process with all threads: {how}"
     if wishes.offload != "none":
@@ -138,7 +139,10 @@ def _precision(hardware: Hardware, wishes: PlanSettings) -> tuple[Precision, str
         warning = "; warning: bf16 is not native on this processor and is slower than fp32" if slow else ""
         return wishes.precision, "as plan.precision says" + warning
     if hardware.bf16_cpu:
-        return "fp32", "bf16 is native here, but was measured no faster than fp32 in channels-last order"
+        return (
+            "fp32",
+            "it rounds least; bf16 is native here and may be faster: `slipway plan --measure` tries it",
+        )
     return "fp32", "bf16 is not native on this processor and would be slower"
 
 

@@ -11,7 +11,7 @@ from engine.planning.division import count, largest_divisor
 from engine.planning.footprint import GIB, Footprint
 from engine.planning.loading import prefetch, prefetch_reason
 from engine.planning.platforms import Installed, meeting
-from engine.planning.wishes import SHARDING
+from engine.planning.wishes import COST_OF_DP, SHARDING, as_wished
 
 # Samples a micro-batch by the memory of the smallest GPU in nominal GiB: a first guess, which measuring may better.
 FIRST_GUESS = ((140, 128), (80, 64), (40, 32), (20, 16), (14, 12), (10, 8), (6, 4), (0, 2))
@@ -86,14 +86,13 @@ def _backend(
     """The backend for these GPUs, and why."""
     num, met = len(used), meeting("cuda", hardware.platform, installed)
     if wishes.backend != "auto":
-        through = f"; {met.reason}" if num > 1 and wishes.backend not in ("single", "dp") else ""
-        return wishes.backend, f"as plan.backend says{through}"
+        return wishes.backend, as_wished(wishes.backend, met.reason if num > 1 and wishes.backend != "single" else "")
     if wishes.offload != "none":
         return "fsdp", f"plan.offload is {wishes.offload}, which fsdp can; {met.reason}"
     if num == 1:
         return "single", "one device and one rank: nothing to exchange"
     if met.group is None:
-        return "dp", f"one process for all {num} GPUs, slower than a rank each: {met.reason}"
+        return "dp", f"one process for all {num} GPUs, {COST_OF_DP}; {met.reason}"
     if footprint and not hardware.platform.startswith("Windows"):
         room = FILL * min(map(usable_memory, used))
         whole, part = (footprint.needed(settings.ghost_batch, kind, ranks=num) for kind in ("ddp", "fsdp"))

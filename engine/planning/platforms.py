@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from contracts.plan import Hardware
@@ -48,25 +51,37 @@ def meeting(device: Literal["cuda", "cpu"], platform: str, installed: Installed)
     if not installed.distributed:
         return Meeting(None, "this torch is built without torch.distributed")
     if installed.ranks_start is False:
-        libuv = "" if installed.libuv else "; torchrun's own store wants libuv, which this torch is built without"
-        return Meeting(None, f"ranks did not find each other when it was tried{libuv}: `slipway doctor` says more")
+        return Meeting(None, "ranks did not find each other when it was tried: `slipway doctor` says more")
     group = process_group(device, platform)
     reason = group
     if device == "cuda" and group == "gloo":
         reason += " (NCCL exists for Linux only)"
     if not installed.libuv:
-        reason += "; USE_LIBUV=0, as this torch is built without libuv"
+        reason += "; they find each other through a file, as this torch is built without libuv"
     return Meeting(group, reason)
 
 
-def process_group_environment(platform: str, *, libuv: bool) -> dict[str, str]:
+def torchrun(ranks: int, folder: Path, *, libuv: bool) -> list[str]:
+    """What starts so many ranks of this machine, as words for Python; what they are follows.
+
+    torchrun's own store asks for libuv whatever USE_LIBUV says (github.com/pytorch/pytorch/issues/178600), a file in `folder`
+    does not.
+    """
+    file = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}"]
+    file += [f"--rdzv-id={uuid.uuid4().hex}", "--local-addr=127.0.0.1"]
+    meet = ["--standalone"] if libuv else file
+    return ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
+
+
+def process_group_environment(*, libuv: bool) -> dict[str, str]:
     """The variables that ranks need to find each other: a torch without libuv must be told not to ask for it."""
-    return {} if libuv else {"USE_LIBUV": "0"}
+    # The agent's shared store keeps keys of an earlier start, on which a restart can hang; and it would want libuv.
+    return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **({} if libuv else {"USE_LIBUV": "0"})}
 
 
 def look_around(hardware: Hardware) -> Installed:
-    """What is installed here. Nothing slow on Linux; elsewhere torch is asked, and several GPUs on Windows are tried."""
-    linux = sys.platform == "linux"
+    """What is installed here. Nothing slow on Linux; elsewhere torch is asked, and on Windows two ranks are tried."""
+    linux = hardware.platform.startswith("Linux")
     compiler = _compiles_for_gpus() if hardware.devices else _compiles_for_cpu()
     deepspeed = linux and importlib.util.find_spec("deepspeed") is not None
     if linux:  # every wheel for it has these
@@ -74,16 +89,24 @@ def look_around(hardware: Hardware) -> Installed:
     import torch.distributed as dist
 
     found = Installed(distributed=dist.is_available(), libuv=has_libuv(), compiler=compiler, deepspeed=False)
-    if sys.platform != "win32" or len(hardware.devices) < 2 or not found.distributed:
+    places = len(hardware.devices) or hardware.cores
+    if not hardware.platform.startswith("Windows") or places < 2 or not found.distributed:
         return found
+    return replace(found, ranks_start=_ranks_start("cuda" if hardware.devices else "cpu"))
+
+
+@functools.cache
+def _ranks_start(device: Literal["cuda", "cpu"]) -> bool:
     from engine.selftest import launch
 
-    fault = launch(2, device="cuda", group="gloo").fault
-    return Installed(True, found.libuv, not fault, compiler, deepspeed=False)
+    return not launch(2, device=device, group="gloo").fault
 
 
+@functools.cache
 def has_libuv() -> bool:
-    """Whether torch's store is built with libuv: it is asked for one."""
+    """Whether torch's store is built with libuv: it is asked for one. Every wheel for Linux has it."""
+    if sys.platform == "linux":
+        return True
     import torch.distributed as dist
 
     if not dist.is_available():

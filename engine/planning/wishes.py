@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.errors import SlipwayError
-from contracts.plan import Hardware, Plan
+from contracts.plan import Backend, Hardware, Plan
 from contracts.settings import PlanSettings, TrainSettings
 from engine.planning.division import micro_batches
 from engine.planning.platforms import Installed
@@ -16,6 +16,9 @@ from engine.planning.platforms import Installed
 SHARDING = ("fsdp", "deepspeed")
 DISTRIBUTED_TYPES = {"NO": None, "MULTI_GPU": False, "MULTI_CPU": True}
 AS_WISHED = ("activation_checkpointing", "zero_stage", "offload", "restarts", "hang_seconds")
+COST_OF_DP = (
+    "slower than ranks: one process computes all copies of the model in turn, and copies gradients and weights in every step"
+)
 POINTER = "Slipway has these as backends of its own: set plan.backend to single, ddp, fsdp or deepspeed, and leave plan.accelerate_config out"
 
 
@@ -43,7 +46,7 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
         raise _refused("accelerate_config", path, f"plan.backend is {wishes.backend}: set it to accelerate or auto")
     if kind not in DISTRIBUTED_TYPES:
         raise _refused("accelerate_config", path, f"its distributed_type is {kind}. {POINTER}")
-    if _count(config, "num_machines", path) > 1:
+    if (_count(config, "num_machines", path) or 1) > 1:
         raise _refused(
             "accelerate_config", path, f"it is for {config['num_machines']} machines, this runs on one: {POINTER}"
         )
@@ -57,7 +60,7 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
     if precision not in ("fp32", "bf16", "fp16"):
         raise _refused("accelerate_config", path, f"its mixed_precision is {text}: no, bf16 or fp16 can be trained here")
     processes = 1 if kind == "NO" else _count(config, "num_processes", path)
-    found = {"backend": "accelerate", "ranks": processes, "precision": precision}
+    found = {"backend": "accelerate", "precision": precision} | ({"ranks": processes} if processes else {})
     for name, value in found.items():
         wanted = getattr(wishes, name)
         if wanted not in (None, "auto", value):
@@ -65,13 +68,14 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
     dynamo = config.get("dynamo_config")
     dynamo = dynamo.get("dynamo_backend", "NO") if isinstance(dynamo, dict) else "NO"
     update = {**found, "compile": wishes.compile or str(dynamo).upper() not in ("NO", "NONE")}
-    taken = f"{path}: {kind}, num_processes {processes}, mixed_precision {text}"
+    taken = f"{path}: {kind}, num_processes {processes or 'auto'}, mixed_precision {text}"
     return FromAccelerate(wishes.model_copy(update=update), bool(config.get("use_cpu")) or kind == "MULTI_CPU", taken)
 
 
-def _count(config: dict[str, Any], name: str, path: Path) -> int:
-    value = config.get(name) or 1
-    if not isinstance(value, int) or value < 1:
+def _count(config: dict[str, Any], name: str, path: Path) -> int | None:
+    """A number of the file, None where it leaves it open."""
+    value = config.get(name)
+    if value is not None and (not isinstance(value, int) or value < 1):
         raise _refused(
             "accelerate_config", path, f"its {name} is {value!r}: a number is wanted; plan.ranks is auto where it is null"
         )
@@ -92,6 +96,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _refused("accelerate_config", path, "holds no settings: write it with `accelerate config`")
     return config
+
+
+def as_wished(backend: Backend, how: str) -> str:
+    """The reason for a backend that was asked for: `how` its ranks meet (empty: there is one), or what it costs that they do not."""
+    more = COST_OF_DP if how and backend == "dp" else how
+    return "as plan.backend says" + (f"; {more}" if more else "")
 
 
 def refuse_impossible(hardware: Hardware, settings: TrainSettings, wishes: PlanSettings, installed: Installed) -> None:

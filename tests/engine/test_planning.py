@@ -13,6 +13,7 @@ import pytest
 from contracts.errors import SlipwayError
 from contracts.plan import Device, Hardware, Plan
 from contracts.settings import PlanSettings, TrainSettings
+from engine import selftest
 from engine.planning import (
     Footprint,
     Installed,
@@ -20,6 +21,7 @@ from engine.planning import (
     meeting,
     micro_batches,
     plan,
+    platforms,
     process_group,
     process_group_environment,
     rivals,
@@ -248,7 +250,8 @@ def test_windows_is_told_why_it_uses_gloo() -> None:
 
 def test_native_bf16_is_named_where_fp32_is_kept() -> None:
     settings = TrainSettings(global_batch=16, ghost_batch=8)
-    assert "native here" in plan(machine(cores=2, bf16_cpu=True), settings).reasons["precision"]
+    kept = plan(machine(cores=2, bf16_cpu=True), settings).reasons["precision"]
+    assert "native here and may be faster: `slipway plan --measure` tries it" in kept
     assert "not native" in plan(machine(cores=2), settings).reasons["precision"]
 
 
@@ -285,6 +288,11 @@ def test_wishes_are_honoured(wishes: dict[str, Any], expected: dict[str, Any]) -
     made = plan(TWO, BATCH, PlanSettings(**wishes))
     assert {name: getattr(made, name) for name in expected} == expected
     assert made.global_batch == 64
+
+
+@pytest.mark.parametrize(("hardware", "costs"), [(TWO, True), (machine(cores=2), True), (machine(RTX_4090), False)])
+def test_dp_says_what_it_costs_when_it_is_asked_for_too(hardware: Hardware, costs: bool) -> None:
+    assert ("slower than ranks" in plan(hardware, BATCH, PlanSettings(backend="dp")).reasons["backend"]) == costs
 
 
 def test_a_wish_that_does_nothing_is_said() -> None:
@@ -385,6 +393,8 @@ def accelerate_config(folder: Path, **changes: Any) -> PlanSettings:
         ({"distributed_type": "NO", "num_processes": 1}, ("accelerate", "cuda", 1, 16, 4, "bf16")),
         ({"distributed_type": "MULTI_CPU", "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
         ({"use_cpu": True, "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
+        ({"num_processes": None}, ("accelerate", "cuda", 2, 16, 2, "bf16")),
+        ({"num_processes": None, "num_machines": None, "distributed_type": "NO"}, ("accelerate", "cuda", 1, 16, 4, "bf16")),
         ({"mixed_precision": "fp16"}, ("accelerate", "cuda", 2, 16, 2, "fp16")),
     ],
 )
@@ -415,6 +425,7 @@ def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
         ({"num_processes": "auto"}, "its num_processes is 'auto': a number is wanted; plan.ranks is auto where it is null"),
         ({"mixed_precision": "fp8"}, "its mixed_precision is fp8: no, bf16 or fp16"),
         ({"gpu_ids": "1,2"}, "set them in CUDA_VISIBLE_DEVICES"),
+        ({"num_processes": 0}, "its num_processes is 0: a number is wanted"),
         ({"num_processes": 3}, "plan.ranks = 3 cannot be: this machine has 2 GPUs"),
     ],
 )  # fmt: skip
@@ -422,6 +433,14 @@ def test_what_accelerate_would_do_otherwise_is_refused(tmp_path: Path, changes: 
     with pytest.raises(SlipwayError) as refused:
         plan(TWO, BATCH, accelerate_config(tmp_path, **changes))
     assert words in str(refused.value)
+
+
+def test_a_file_without_a_number_of_processes_leaves_it_to_plan_ranks(tmp_path: Path) -> None:
+    wishes = accelerate_config(tmp_path, num_processes=None).model_copy(update={"ranks": 4})
+    assert plan(SERVER, BATCH, wishes).ranks == 4
+    made = plan(SERVER, BATCH, wishes.model_copy(update={"ranks": None}))
+    assert made.ranks == 8
+    assert "num_processes auto" in made.reasons["backend"]
 
 
 @pytest.mark.parametrize(
@@ -455,9 +474,16 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str | 
         ("cpu", "Linux x86_64", Installed(), "gloo", "gloo"),
         ("cpu", "Darwin arm64", Installed(), "gloo", "gloo"),
         ("cuda", "Windows AMD64", Installed(), "gloo", "NCCL exists for Linux only"),
-        ("cuda", "Windows AMD64", Installed(libuv=False, ranks_start=True), "gloo", "USE_LIBUV=0"),
-        ("cpu", "Windows AMD64", Installed(libuv=False), "gloo", "USE_LIBUV=0"),
-        ("cuda", "Windows AMD64", NO_RANKS, None, "torchrun's own store wants libuv"),
+        (
+            "cuda",
+            "Windows AMD64",
+            Installed(libuv=False, ranks_start=True),
+            "gloo",
+            "through a file, as this torch is built",
+        ),
+        ("cpu", "Windows AMD64", Installed(libuv=False, ranks_start=True), "gloo", "through a file, as this torch is built"),
+        ("cuda", "Windows AMD64", NO_RANKS, None, "did not find each other when it was tried"),
+        ("cpu", "Windows AMD64", NO_RANKS, None, "did not find each other when it was tried"),
         ("cuda", "Linux x86_64", Installed(ranks_start=False), None, "`slipway doctor` says more"),
         ("cpu", "Darwin arm64", NO_PROCESS_GROUP, None, "built without torch.distributed"),
     ],
@@ -477,6 +503,8 @@ def test_ranks_meet_as_the_platform_lets_them(
         (WINDOWS, NO_RANKS, ("dp", 1, 2)),
         (TWO, NO_PROCESS_GROUP, ("dp", 1, 2)),
         (machine(RTX_4090, platform="Windows AMD64"), NO_RANKS, ("single", 1, 1)),
+        (machine(cores=8, platform="Windows AMD64"), NO_RANKS, ("single", 1, 1)),
+        (machine(cores=8, platform="Windows AMD64"), Installed(libuv=False, ranks_start=True), ("ddp", 8, 1)),
         (machine(cores=8, platform="Darwin arm64"), NO_PROCESS_GROUP, ("single", 1, 1)),
         (machine(cores=8, platform="Darwin arm64"), Installed(), ("ddp", 8, 1)),
     ],
@@ -491,8 +519,42 @@ def test_where_ranks_cannot_meet_one_process_does_the_work_and_says_why(
 
 
 def test_a_torch_without_libuv_is_told_not_to_ask_for_it() -> None:
-    assert process_group_environment("Windows AMD64", libuv=False) == {"USE_LIBUV": "0"}
-    assert process_group_environment("Linux x86_64", libuv=True) == {}
+    assert process_group_environment(libuv=False)["USE_LIBUV"] == "0"
+    assert "USE_LIBUV" not in process_group_environment(libuv=True)
+
+
+# Found by every Python that starts below: torch's store as the wheels for Windows have it.
+WITHOUT_LIBUV = """
+import sys
+if any(word in ("torch.distributed.run", "engine.selftest") for word in sys.orig_argv):
+    import torch.distributed
+    store = torch.distributed.TCPStore
+    class WithoutLibuv(store):
+        def __init__(self, *arguments, use_libuv=True, **options):
+            if use_libuv:
+                raise torch.distributed.DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+            super().__init__(*arguments, use_libuv=False, **options)
+    for module in list(sys.modules.values()):
+        if getattr(module, "TCPStore", None) is store:
+            module.TCPStore = WithoutLibuv
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "starts"), [(False, True), (True, False)])
+def test_on_windows_ranks_are_tried_and_find_each_other_through_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool, starts: bool
+) -> None:
+    """Where torch has no libuv; told that it has, they do not, and one process does the work."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_LIBUV)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for module in (platforms, selftest):
+        monkeypatch.setattr(module, "has_libuv", lambda: told)
+    monkeypatch.setattr(platforms, "_ranks_start", platforms._ranks_start.__wrapped__)
+    windows = machine(cores=2, platform="Windows AMD64")
+    found = platforms.look_around(windows)
+    assert found.ranks_start is starts
+    assert plan(windows, BATCH, installed=found).backend == ("ddp" if starts else "single")
 
 
 # Batch a GPU and accumulation by memory, as users know them for 256 samples a step (240 on T4) on 4 GPUs.
