@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -35,7 +36,7 @@ NUM_STEPS = 8
 # Rivals that reach this share of the fastest are timed once more, as the machine may have been busy.
 FINAL = 0.7
 BUSY = 1.0
-# Rivals this near to the fastest are as fast: the simplest of them is taken.
+# Rivals this near to the fastest, or as near as two timings of one plan are to each other, are as fast: the simplest is taken.
 TIE = 0.03
 Time = Callable[[RunSpec, int], "Trial"]
 FOLDER = Path(".slipway") / "plans"
@@ -161,20 +162,39 @@ def _measured(
     top = max(row["samples_per_second"] for row in rows)
     if not top:
         raise SlipwayError("no plan could be timed: " + "; ".join(f"{row['name']}: {row['failed']}" for row in rows))
-    for place, row in enumerate(rows):
-        if row["samples_per_second"] >= FINAL * top:
-            again = _row(plans[place], spec, time)
-            rows[place] = max(row, again, key=lambda one: one["samples_per_second"])
+    rows, noise = _timed_again(rows, plans, FINAL * top, spec, time)
+    if (tie := max(TIE, noise)) > TIE:
+        lines.append(
+            f"two timings of one plan differ by {tie:.0%}: plans that are as near to the fastest count as equally fast"
+        )
     speeds = [row["samples_per_second"] for row in rows]
-    best = picked(speeds)
+    best = picked(speeds, tie)
     rows = [
         {**row, "ratio": row["samples_per_second"] / max(speeds), "chosen": place == best} for place, row in enumerate(rows)
     ]
-    made = _explained(plans[best], rows, best, settings)
+    made = _explained(plans[best], rows, best, settings, tie)
     if probes:
         made, told = _probed(replace(spec, plan=made))
         lines += told
     return Chosen(made, tuple(lines), tuple(rows))
+
+
+def _timed_again(
+    rows: list[dict[str, Any]], plans: list[Plan], least: float, spec: RunSpec, time: Time
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows, those of `least` samples/s or more the better of two timings, and by what share their two differ, in the median."""
+    better, differences = [], []
+    for row, rival in zip(rows, plans, strict=True):
+        timings = [row, *([_row(rival, spec, time)] if row["samples_per_second"] >= least else [])]
+        slow, quick = min(timings, key=_speed), max(timings, key=_speed)
+        better.append(quick)
+        if len(timings) == 2 and _speed(slow):
+            differences.append(1 - _speed(slow) / _speed(quick))
+    return better, median(differences or [0.0])
+
+
+def _speed(row: Mapping[str, Any]) -> float:
+    return row["samples_per_second"]
 
 
 def _row(rival: Plan, spec: RunSpec, time: Time) -> dict[str, Any]:
@@ -202,12 +222,12 @@ def name_of(rival: Plan) -> str:
     return ", ".join(parts)
 
 
-def picked(speeds: list[float]) -> int:
-    """The place of the fastest, or of the first that is as fast."""
-    return next(place for place, speed in enumerate(speeds) if speed >= (1 - TIE) * max(speeds))
+def picked(speeds: list[float], tie: float) -> int:
+    """The place of the fastest, or of the first that is within the share `tie` of it."""
+    return next(place for place, speed in enumerate(speeds) if speed >= (1 - tie) * max(speeds))
 
 
-def _explained(made: Plan, rows: list[dict[str, Any]], best: int, settings: Settings) -> Plan:
+def _explained(made: Plan, rows: list[dict[str, Any]], best: int, settings: Settings, tie: float) -> Plan:
     """The plan with what was measured as the reason of what the user left open."""
     row, fastest = rows[best], max(rows, key=lambda one: one["samples_per_second"])
     told = f"measured: {row['samples_per_second']:.1f} samples/s"
@@ -216,7 +236,7 @@ def _explained(made: Plan, rows: list[dict[str, Any]], best: int, settings: Sett
         second = max(others, key=lambda one: one["samples_per_second"], default=None)
         told += f", {1 / second['ratio']:.2f} times {second['name']}" if second else ", the only one"
     else:
-        told += f", within {TIE:.0%} of {fastest['name']} and simpler or more exact"
+        told += f", within {tie:.0%} of {fastest['name']} and simpler or more exact"
     opened = [
         name
         for name in ("backend", "ranks", "precision", "compile")
@@ -239,9 +259,9 @@ def _numbers(row: Mapping[str, Any]) -> str:
 
 
 def place(workload: str, settings: Settings, hardware: Hardware) -> Path:
-    """The file of the plan for this machine, model, data settings and wishes; other code of the workload is another model."""
+    """The file of the plan for this machine, data, wishes and model, which settings of `prepare` and the workload's code decide too."""
     versions = {name: _version(name) for name in PACKAGES}
-    parts = settings.model_dump(mode="json", include={"download", "parse", "plan", "train"})
+    parts = settings.model_dump(mode="json", include={"download", "parse", "prepare", "plan", "train"})
     known = [hardware.fingerprint, workload, code_of(workload), parts, versions, memory_limit()]
     text = json.dumps(known, sort_keys=True)
     return FOLDER / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.json"

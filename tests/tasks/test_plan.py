@@ -20,6 +20,7 @@ from contracts.workload import ROOT, load
 from engine import choosing
 from engine.trial import Trial
 from tasks import plan as stage
+from workloads.captioning.settings import Base, CaptioningPrepare, CaptioningSettings
 
 GIB = 1 << 30
 L4 = Device(0, "NVIDIA L4", 22 * GIB, 21 * GIB, (8, 9))
@@ -204,6 +205,21 @@ def test_those_near_the_top_are_timed_twice(project: Path) -> None:
     ]
 
 
+def test_plans_that_differ_no_more_than_two_timings_of_one_are_equally_fast(project: Path) -> None:
+    timings = {"single": [5.0], "ddp": [10.0, 12.0], "accelerate": [11.0, 13.0], "fsdp": [1.0], "deepspeed": [9.5, 11.0]}
+
+    def time(spec: RunSpec, steps: int) -> Trial:
+        return timer({(spec.plan.backend, "fp32"): timings[spec.plan.backend].pop(0)})(spec, steps)
+
+    chosen = measured({}, time=time)
+    assert chosen.plan.backend == "ddp", "8% slower than accelerate, where two timings of one plan differ by 15%"
+    assert chosen.plan.reasons["backend"] == (
+        "measured: 12.0 samples/s, within 15% of accelerate, 2 x 1 thread, fp32 and simpler or more exact"
+    )
+    assert "two timings of one plan differ by 15%" in chosen.lines[-1]
+    assert not any(timings.values()), "each near the top twice, in turns"
+
+
 def test_a_busy_machine_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing.psutil, "getloadavg", lambda: (7.0, 1.0, 1.0))
     assert any("load 7.0 on 2 cores" in line for line in measured({}).lines)
@@ -221,6 +237,10 @@ def test_what_was_measured_is_kept_for_the_same_machine_model_and_wishes(project
         measured({}, replace(LAPTOP, cores=4)),
         measured({}, settings=settings(global_batch=32)),
         measured({}, settings=settings({"restarts": 1})),
+        *(
+            measured({}, settings=CaptioningSettings(prepare=CaptioningPrepare(encoder=one)))
+            for one in (None, Base(name="a"))
+        ),
     ]
     assert not any("measured before" in line for chosen in others for line in chosen.lines)
 
