@@ -53,7 +53,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Report:
-    """A preflight: of which run, what it found, in the order of the checks. `estimate` is None where no step could be made."""
+    """A preflight: what it found, in the order of the checks. `fingerprint` names what it looked at: a run, its plan, its target.
+    `estimate` is None where no step could be made."""
 
     fingerprint: str
     findings: tuple[Finding, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from typing import get_args
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
-from contracts.plan import Hardware
+from contracts.plan import Hardware, as_dict
 from contracts.preflight import Estimate, Finding, Report, State
 from contracts.progress import clock
 from contracts.records import Records
@@ -36,14 +38,14 @@ FULL = 0.95
 
 
 def before_training(spec: RunSpec, settings: Settings) -> None:
-    """The preflight of a run, once for its fingerprint, as `plan.preflight` says; not of a run that goes on.
+    """The preflight of a run, once for what it looks at, as `plan.preflight` says; not of a run that goes on.
 
     Raises:
         SlipwayError: when a check failed, with each of them.
     """
     output = Path(spec.output)
     place, wish = output / "preflight.json", settings.plan.preflight
-    if any((output / "checkpoints").glob("step-*")) or _was_passed(place, spec.fingerprint, whole=wish == "always"):
+    if any((output / "checkpoints").glob("step-*")) or _was_passed(place, looked_at(spec, settings), whole=wish == "always"):
         return
     if wish == "never":
         print("preflight: none, as plan.preflight says", flush=True)
@@ -60,8 +62,16 @@ def before_training(spec: RunSpec, settings: Settings) -> None:
         )
 
 
+def looked_at(spec: RunSpec, settings: Settings) -> str:
+    """Names what a preflight looks at: the run, and beyond its fingerprint how it is laid out, what it keeps and where it goes."""
+    plan = {name: value for name, value in as_dict(spec.plan).items() if name != "reasons"}
+    further = settings.model_dump(mode="json", include={"train", "export", "publish"})
+    text = json.dumps([spec.fingerprint, plan, further], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _was_passed(place: Path, fingerprint: str, *, whole: bool) -> bool:
-    """Whether the report that lies there is of the same run and found no fault; `whole`: not one that was only measured."""
+    """Whether the report that lies there is of the same and found no fault; `whole`: not one that was only measured."""
     if not place.is_file():
         return False
     try:
@@ -81,7 +91,7 @@ def preflight(
     for found in _found(spec, settings, shortest, estimates):
         findings.append(found)
         tell(found)
-    return Report(spec.fingerprint, tuple(findings), estimates[0] if estimates else None)
+    return Report(looked_at(spec, settings), tuple(findings), estimates[0] if estimates else None)
 
 
 def _found(spec: RunSpec, settings: Settings, shortest: float, estimates: list[Estimate]) -> Iterator[Finding]:

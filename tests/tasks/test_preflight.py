@@ -231,7 +231,7 @@ def test_a_fault_stops_the_training_with_cause_and_remedy_and_is_looked_for_agai
         ):
             preflight.before_training(spec, Settings())
     assert not made
-    assert Report.read(Path(spec.output) / "preflight.json") == Report("one", (FAULT,))
+    assert Report.read(Path(spec.output) / "preflight.json") == Report(preflight.looked_at(spec, Settings()), (FAULT,))
 
 
 def test_a_run_that_passed_is_not_checked_again_and_another_is(
@@ -245,6 +245,19 @@ def test_a_run_that_passed_is_not_checked_again_and_another_is(
     assert len(made) == 1
     preflight.before_training(replace(spec, fingerprint="another"), Settings())
     assert not made
+
+
+def test_a_run_that_passed_is_checked_again_where_its_plan_or_target_is_another(project: Path, made: list[Finding]) -> None:
+    spec = tiny_spec(project)
+    elsewhere = Settings(publish=PublishSettings(target="file://elsewhere"))
+    larger = replace(spec, plan=replace(spec.plan, micro_batch=8, accumulation=1))
+    told_otherwise = replace(larger, plan=replace(larger.plan, reasons={"backend": "in other words"}))
+    for left, (run, settings) in enumerate(
+        [(told_otherwise, elsewhere), (larger, elsewhere), (spec, elsewhere), (spec, Settings())][::-1]
+    ):
+        made[:] = [replace(FAULT, state="passed")]
+        preflight.before_training(run, settings)
+        assert bool(made) == (left == 3), "the same in other words is not checked again"
 
 
 def test_a_run_that_was_only_measured_is_checked_where_all_are_to_be(project: Path, made: list[Finding]) -> None:
