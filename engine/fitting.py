@@ -75,11 +75,12 @@ class Fitting(Loop):
         ends, and with it the start.
         """
         backend = self.backend
-        meets = not backend.divides or (backend.device.type == "cuda" and again > 0)
+        meets = not (backend.divides and (backend.apart or again == 0))
         failed = self._gradients_fail(meets)
         if not meets:
             if backend.any(failed):
                 return False
+            backend.apart = backend.apart or backend.any(backend.lacks_gradients())
             backend.collect()
             backend.exchange(self.statistics.seen(), gradients=True)()
         backend.step(rate=0.0, scale=1.0)

@@ -41,6 +41,8 @@ from engine.weights import distinct, save_weights
 ROWS_PER_RUN = 200
 # Steps after a start in which gradients meet, on GPUs too, only once all ranks have said that their memory sufficed.
 CAREFUL_STEPS = 5
+# What ranks tell each other beside losses and statistics: see `Loop._met`.
+NUM_FLAGS = 4
 
 
 class OutOfMemory(SlipwayError):
@@ -155,6 +157,7 @@ class Loop:
         self._careful_until = step + CAREFUL_STEPS
         self._ready: Drawn | Exception | None = None
         self._parts: list[str] = []
+        self._lacking = False
         self._keys: list[str] = []
 
     def _step(self) -> bool:
@@ -162,9 +165,11 @@ class Loop:
         self._step_started, self._waited = time.monotonic(), 0.0
         while (numbers := self._met(self._gradients())) is None:
             self._divide_further()
-        *sums, stopping, tight, _ = numbers[: len(self._parts) + 3].tolist()
+        *sums, stopping, tight, lacking, _ = numbers[: len(self._parts) + NUM_FLAGS].tolist()
         if tight:
             self._careful_until = self.standing.step + 1 + CAREFUL_STEPS
+        if lacking:
+            self._stay_apart()
         values = dict(zip(self._parts, sums, strict=True))
         weight = values.pop("weight")
         if weight == 0:
@@ -172,7 +177,7 @@ class Loop:
                 f"nothing counts in step {self.standing.step}: none of its samples ({', '.join(self._first_keys())}, ...) has a label that the"
                 " objective weighs. Look at those records, or make train.global_batch larger"
             )
-        seen = numbers[len(self._parts) + 3 :] / self.backend.ranks
+        seen = numbers[len(self._parts) + NUM_FLAGS :] / self.backend.ranks
         self._learn({name: value / weight for name, value in values.items()}, seen, scale=1 / weight)
         return stopping > 0
 
@@ -182,9 +187,7 @@ class Loop:
         `_careful` says afterwards that the gradients of the ranks have not met in it.
         """
         backend, count = self.backend, self.plan.accumulation
-        self._careful = careful = backend.divides and (
-            backend.device.type == "cpu" or self.standing.step < self._careful_until
-        )
+        self._careful = careful = backend.divides and (backend.apart or self.standing.step < self._careful_until)
         totals: dict[str, torch.Tensor] = {}
         for micro in range(count):
             meet = micro == count - 1 and not careful
@@ -196,11 +199,24 @@ class Loop:
                 if not careful:
                     raise OutOfMemory(f"memory ran out in step {self.standing.step}: {error}") from error
                 return None
+            if micro == 0:  # later ones may add to what the first left out
+                self._lacking = careful and not backend.apart and backend.lacks_gradients()
         backend.collect()
         return totals
 
+    def _stay_apart(self) -> None:
+        """Let gradients meet after the backward to the end, all ranks alike: in it, each waits for every parameter's."""
+        self.backend.apart = True
+        if self.backend.rank == 0:
+            print(
+                f"a trainable parameter got no gradient from a batch of step {self.standing.step}: gradients go on meeting after the"
+                " backward, which takes a little longer than in it",
+                flush=True,
+            )
+
     def _met(self, totals: dict[str, torch.Tensor] | None) -> torch.Tensor | None:
-        """Sums over the ranks: of the losses, whether any must stop, is short of memory, or has failed, and the statistics.
+        """Sums over the ranks: of the losses, whether any must stop, is short of memory, lacks gradients, or has failed, and the
+        statistics.
 
         Gradients that have not met do so in the same message, and until it has gone round, this rank reads what it needs next. None
         where memory ran out on any rank: in the first step, when a rank that failed does not know how long the message is, and on
@@ -212,7 +228,7 @@ class Loop:
         if asked and self._anybody_failed(totals):
             return None
         losses = self._in_order(totals)
-        flags = losses.new_tensor([float(self._stop.asked), float(is_tight(backend.device)), float(totals is None)])
+        flags = losses.new_tensor([self._stop.asked, is_tight(backend.device), self._lacking, totals is None])
         numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
         try:
             arriving = backend.exchange(numbers, gradients=careful)
@@ -223,7 +239,7 @@ class Loop:
         if careful and backend.ranks > 1:
             self._read_ahead()
         numbers = arriving()
-        return None if numbers[len(self._parts) + 2] else numbers
+        return None if numbers[len(self._parts) + NUM_FLAGS - 1] else numbers
 
     def _anybody_failed(self, totals: dict[str, torch.Tensor] | None) -> bool:
         """Whether memory ran out on any rank; where it did not, that all ranks know their losses by the same names."""

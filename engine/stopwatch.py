@@ -79,7 +79,9 @@ class _TimedLoop(Loop):
 
     def _open_feed(self) -> None:
         super()._open_feed()
-        self._careful_until = 0  # on GPUs the first steps are slower than those that follow
+        self._careful_until = (
+            self.standing.step + 1
+        )  # on GPUs the first steps are slower; one tells whether all parameters learn
 
     def _divide_further(self) -> None:
         raise OutOfMemory(f"memory ran out with {self.plan.micro_batch} samples a micro-batch")

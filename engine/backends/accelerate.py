@@ -13,7 +13,7 @@ from torch import nn
 
 from contracts.errors import SlipwayError
 from contracts.plan import Plan
-from engine.backends.ddp import BUFFERS, TIMEOUT_FACTOR, Ddp
+from engine.backends.ddp import BUFFERS, TIMEOUT_FACTOR, Ddp, explained
 from engine.backends.single import MakeOptimizer
 from engine.planning import process_group
 
@@ -51,7 +51,7 @@ class Accelerate(Ddp):
         return self.prepared.optimizer
 
     def accumulate(self, *, meet: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if meet else self.accelerator.no_sync(self.forward)
+        return explained(nullcontext() if meet else self.accelerator.no_sync(self.forward))
 
     def autocast(self) -> AbstractContextManager[Any]:
         return self.accelerator.autocast()

@@ -6,8 +6,8 @@ import datetime
 import inspect
 import os
 import platform
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from contracts.errors import SlipwayError
 from contracts.plan import Plan
 from engine.backends.shared_memory import SharedMemory, share_memory
 from engine.backends.single import Single
@@ -32,6 +33,25 @@ BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
+
+
+@contextmanager
+def explained(inside: AbstractContextManager[Any]) -> Iterator[None]:
+    """Is `inside`, and says what to do where a parameter got no gradient for the first time when they already met in the backward.
+
+    Raises:
+        SlipwayError: then, at the next forward.
+    """
+    try:
+        with inside:
+            yield
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        raise SlipwayError(
+            "a trainable parameter got no gradient from a batch, after some steps in which all did: let every one take part in every"
+            f" loss (add 0 times its sum), or set plan.backend to single or dp. DDP says: {' '.join(str(error).split())}"
+        ) from error
 
 
 class Ddp(Single):
@@ -64,7 +84,11 @@ class Ddp(Single):
         return wrapped
 
     def accumulate(self, *, meet: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if meet else self.forward.no_sync()
+        return explained(nullcontext() if meet else self.forward.no_sync())
+
+    def lacks_gradients(self) -> bool:
+        """DDP's reducer waits for the gradient of every parameter that trains, in the optimiser or not."""
+        return any(value.grad is None for value in self.objective.parameters() if value.requires_grad)
 
     def meets_in(self, phase: str, *, meet: bool) -> bool:
         return phase == "backward" and meet

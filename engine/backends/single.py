@@ -21,7 +21,8 @@ class Single:
     """Owns the device, the wrapped objective, the optimiser and what has to be said to other ranks (here: nothing).
 
     `divides` says whether gradients may meet after the backward instead of in it: only then can all ranks agree that one of
-    them ran out of memory, and do the step again with smaller micro-batches.
+    them ran out of memory, and do the step again with smaller micro-batches. `apart` says that they do so in every step, not
+    only in the first: on CPUs, where it costs nothing, and where a parameter was seen to get no gradient from a batch.
     """
 
     rank, ranks = 0, 1
@@ -30,6 +31,7 @@ class Single:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.device = torch.device(plan.device)
+        self.apart = plan.device == "cpu"
         self.scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
 
     def prepare(self, objective: nn.Module, make_optimizer: MakeOptimizer, clip_norm: float | None) -> None:
@@ -68,6 +70,10 @@ class Single:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
+
+    def lacks_gradients(self) -> bool:
+        """Whether gradients that are to meet in the backward could not, for one that is not there."""
+        return False
 
     def collect(self) -> None:
         """Bring together what the devices of this process have computed for a step."""

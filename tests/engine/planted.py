@@ -143,6 +143,55 @@ def reducer() -> None:
     Ddp.divides = False
 
 
+def late_reducer() -> None:
+    """No fault: gradients meet in the backward after the first steps, as they do on GPUs."""
+    from engine.backends.ddp import Ddp
+
+    begin = Ddp.__init__
+
+    def begin_as_on_gpus(self: Any, plan: Plan) -> None:
+        begin(self, plan)
+        self.apart = False
+
+    Ddp.__init__ = begin_as_on_gpus
+
+
+def idle() -> None:
+    """No fault: a parameter that every third micro-batch of the rank GUILTY leaves out."""
+    _leave_out(lambda call: int(os.environ["RANK"]) == GUILTY and call % 3 == 1)
+
+
+def idle_reducer() -> None:
+    """No fault: both."""
+    idle()
+    late_reducer()
+
+
+def late_idle() -> None:
+    """A parameter that is left out from the call FAILING_CALL on, where gradients meet in the backward."""
+    _leave_out(lambda call: call >= FAILING_CALL)
+    reducer()
+
+
+def _leave_out(when: Callable[[int], bool]) -> None:
+    """Let the last layer's bias have no gradient from some calls of the objective, which are counted from 1."""
+    from tests.engine.tiny_workload import TinyObjective
+
+    compute, calls = TinyObjective.forward, [0]
+
+    def forward(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        bias = self.last.bias
+        if when(calls[0]):
+            self.last._parameters["bias"] = bias.detach()
+        try:
+            return compute(self, batch)
+        finally:
+            self.last._parameters["bias"] = bias
+
+    TinyObjective.forward = forward
+
+
 def silent() -> None:
     """No fault: no gradient is sent through a process group."""
     from engine.backends.ddp import Ddp
@@ -219,6 +268,10 @@ FAULTS = {
         starved_while_asked,
         same_share,
         reducer,
+        late_reducer,
+        idle,
+        idle_reducer,
+        late_idle,
         silent,
         apart,
         uncompiled,
@@ -228,7 +281,7 @@ FAULTS = {
     )
 }
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("reducer", "silent", "uncompiled", "slow", "die", "writing")
+EVERYWHERE = ("reducer", "late_reducer", "idle", "idle_reducer", "late_idle", "silent", "uncompiled", "slow", "die", "writing")
 
 
 def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:

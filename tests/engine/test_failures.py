@@ -252,6 +252,35 @@ def test_gradients_that_meet_in_the_backward_teach_the_same_bits_as_after_it(
     assert difference(inside, after) == 0
 
 
+def test_gradients_meet_in_the_backward_after_the_first_steps(
+    make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
+) -> None:
+    spec = make_tiny_spec(ranks=2, **TRAIN)
+    train(spec, planted="late_reducer")
+    met = read(Path(spec.output) / "beacons" / "rank-1.beacon")
+    assert met is not None and "exchange in the backward" in met.history
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+    assert "got no gradient" not in said(spec)
+
+
+def test_where_a_parameter_gets_no_gradient_they_go_on_meeting_after_it(make_tiny_spec: MakeSpec, train: Train) -> None:
+    plain, spec = make_tiny_spec("plain", ranks=2, **TRAIN), make_tiny_spec(ranks=2, **TRAIN)
+    train(plain, planted="idle")
+    train(spec, planted="idle_reducer")
+    assert difference(spec, plain) == 0
+    assert (
+        said(spec).count("a trainable parameter got no gradient from a batch of step 0: gradients go on meeting after") == 1
+    )
+    assert "got no gradient" not in said(plain)
+
+
+def test_a_parameter_that_is_left_out_too_late_for_that_is_told_with_the_way_out(
+    make_tiny_spec: MakeSpec, train: Train
+) -> None:
+    with pytest.raises(AssertionError, match="got no gradient from a batch, after .* every one take part in every loss"):
+        train(make_tiny_spec(backend="ddp", **TRAIN), planted="late_idle")
+
+
 # Memory
 
 
