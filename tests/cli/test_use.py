@@ -89,7 +89,9 @@ OWN = "target: hf://me/model  # mine\n    license: mit"
 
 
 @pytest.mark.parametrize(("workload", "preset"), PRESETS)
-@pytest.mark.parametrize("publish", [f"\n    {OWN}\n    least: {{speed: 9}}  # of mine", " {target: hf://me/model, license: mit}"])
+@pytest.mark.parametrize(
+    "publish", [f"\n    {OWN}\n    least: {{speed: 9}}  # of mine", " {target: hf://me/model, license: mit}"]
+)
 def test_where_a_model_goes_is_the_users_and_limits_are_the_presets(
     params: Path, workload: str, preset: str, publish: str
 ) -> None:

@@ -281,7 +281,18 @@ FAULTS = {
     )
 }
 # The others are planted in the rank GUILTY alone.
-EVERYWHERE = ("reducer", "late_reducer", "idle", "idle_reducer", "late_idle", "silent", "uncompiled", "slow", "die", "writing")
+EVERYWHERE = (
+    "reducer",
+    "late_reducer",
+    "idle",
+    "idle_reducer",
+    "late_idle",
+    "silent",
+    "uncompiled",
+    "slow",
+    "die",
+    "writing",
+)
 
 
 def command(plan: Plan, spec: Path, *, module: str = "engine.worker") -> list[str]:
