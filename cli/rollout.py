@@ -20,7 +20,7 @@ WORKLOAD = "algorithm_distillation"
 
 def rollout(
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="Tasks, numbers with commas: 0,8 is a goal. Otherwise the hardest one.")
+        list[str] | None, typer.Argument(help="Tasks, numbers with commas: 8,8 is a goal. Otherwise the hardest one.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Folder of a model. Otherwise the newest one.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for rollouts.json and the films.")] = Path("rollouts"),

@@ -114,7 +114,7 @@ def predict(run: Run, inputs: Iterable[RawInput], settings: DistillationSettings
 def rollouts(
     run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
 ) -> Iterator[Played]:
-    """So many rollouts on each task of these names, "0,8" for one, each task once; on the hardest one where there are none. They are
+    """So many rollouts on each task of these names, "8,8" for one, each task once; on the hardest one where there are none. They are
     named by task, seed and number.
 
     Raises:

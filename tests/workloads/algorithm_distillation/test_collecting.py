@@ -100,6 +100,7 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, num_tasks: int
 ) -> None:
     monkeypatch.setattr(collecting, "PART", 40)
+    monkeypatch.setattr(collecting, "STACKED", 40)
     settings = HistoryDownload.model_validate({"num_samples": 100, "num_tasks": num_tasks, "episodes": 2, "source": source})
     collect(tmp_path / "whole", settings, tmp_path / "store")
 
@@ -150,7 +151,7 @@ def test_the_streams_of_a_policy_are_all_learners_of_its_task_whatever_a_part_ho
     monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
     """How fast PPO learns depends on their number."""
-    monkeypatch.setattr(collecting, "PART", part)
+    monkeypatch.setattr(collecting, "STACKED", part)
     parts = collecting.parts_of(HistoryDownload(num_samples=50, source="ppo"), num_tasks=6)
     together = [{(int(task), int((rows[:, 0] == task).sum())) for task in rows[:, 0]} for rows in parts]
     assert sorted(one for some in together for one in some) == [(0, 9), (1, 9), (2, 8), (3, 8), (4, 8), (5, 8)]

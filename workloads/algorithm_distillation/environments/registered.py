@@ -1,4 +1,4 @@
-"""The environments for Gymnasium, where that is installed: `gymnasium.make("slipway/Darkroom-v0", task=(0, 8))`."""
+"""The environments for Gymnasium, where that is installed: `gymnasium.make("slipway/Darkroom-v0", task=(8, 8))`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class PPO:
     """The learners of a task are streams of one policy, which is taught whenever each has made NUM_STEPS steps.
 
     As the original's it sees (x, y) and nothing else. The end of an episode is a truncation: what would have come after it is
-    estimated.
+    estimated. Where tasks have different numbers of streams, an epoch takes of each task as many steps as the fewest streams made,
+    drawn anew in every epoch.
     """
 
     def __init__(self, environment: type[Room], tasks: np.ndarray, rng: np.random.Generator, *, episodes: int) -> None:
@@ -66,7 +67,7 @@ class PPO:
 
     def act(self, places: np.ndarray, stages: np.ndarray, *, left: int) -> np.ndarray:
         if len(self.steps) == NUM_STEPS:
-            self._learn()
+            self.learn()
         with torch.no_grad():
             logits = self.actor(seen(places[self.streams])).numpy()
         return chosen(logits[self.policies, self.places_among], self.rng.random(len(places)))
@@ -80,7 +81,7 @@ class PPO:
     def end_episode(self) -> None:
         self.ends[-1] = True
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
         """Several epochs over what was seen since the last time, which is then forgotten."""
         places, actions, rewards, reached = np.stack(self.steps, axis=-1)  # each [policies, streams, steps]
         ends = self.ends
