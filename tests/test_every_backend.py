@@ -259,8 +259,8 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> C
     return made
 
 
-# Beside ddp: those whose checkpoints are put together of several ranks' parts.
-ALSO_RESUMED = [("algorithm_distillation", "fsdp"), ("algorithm_distillation", "deepspeed")]
+# Beside ddp: those whose checkpoints are put together of several ranks' parts, and the original's own way.
+ALSO_RESUMED = [("algorithm_distillation", name) for name in ("fsdp", "deepspeed", "accelerate")]
 
 
 @pytest.mark.slow

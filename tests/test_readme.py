@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 
+import pytest
+from typer._click.exceptions import ClickException, MissingParameter
+
+from cli.main import VERBS, _verb
 from tests.readme import ROOT, commands
 
 NOT_RUN = {
@@ -28,6 +33,45 @@ def test_every_command_of_the_readme_is_run_or_has_a_reason_why_not() -> None:
     assert not shown - run - set(NOT_RUN), "the README shows commands that no test runs: add them to one, or to NOT_RUN"
     assert not (run | set(NOT_RUN)) - shown, "the README does not show these any more"
     assert not run & set(NOT_RUN), "these are run: take them out of NOT_RUN"
+
+
+def shown_in_docs() -> list[tuple[str, str, bool]]:
+    """Every command `slipway` of the pages: the page, its words without comment, and whether it is a line to copy. In the text a verb may
+    be named without what it needs."""
+    found: list[tuple[str, str, bool]] = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        command = r"(?:\.venv/bin/)?slipway ([a-z][^`\n]*)"
+        found += [(name, told.group(1), True) for line in lines if (told := re.match(rf"(?:\$ )?{command}", line))]
+        found += [(name, words, False) for words in re.findall(rf"`{command}`", text)]
+    return [(page, re.sub(r"\s#.*", "", words).strip(), whole) for page, words, whole in found]
+
+
+def test_every_command_of_the_docs_has_a_verb_and_options_that_exist() -> None:
+    """Typer reads it as it would before running it."""
+    commands = shown_in_docs()
+    assert sum(whole for *_, whole in commands) >= 7 and len(commands) > 20
+    assert [fault for page, words, whole in commands if (fault := fault_of(words, whole=whole))] == []
+
+
+@pytest.mark.parametrize("words", ["rolout 8,8", "rollout 8,8 --time 4", "use", "scale segmentation --ranks two"])
+def test_a_command_that_typer_would_refuse_is_noticed(words: str) -> None:
+    assert fault_of(words, whole=True)
+
+
+def fault_of(words: str, *, whole: bool) -> str | None:
+    """What is wrong with a command; where it need not be whole, it may lack arguments."""
+    verb, *arguments = shlex.split(words)
+    if verb not in VERBS:
+        return f"there is no verb {verb}"
+    try:
+        _verb(verb).make_context(verb, arguments)
+    except MissingParameter as error:
+        return error.format_message() if whole else None
+    except ClickException as error:
+        return f"slipway {words}: {error.format_message()}"
 
 
 def test_every_target_of_make_that_the_readme_names_exists() -> None:

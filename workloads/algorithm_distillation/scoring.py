@@ -125,7 +125,8 @@ def meanings(settings: RolloutEvaluate, metrics: Iterable[str]) -> dict[str, str
         "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes, with the steps that "
         "were made at random in them (download.noise); the model makes none.",
         "random": "What random actions get.",
-        "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number: from",
+        "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number; all of this one "
+        "training: other seeds and splits may differ by more. From",
         "high": "to.",
         "worst_task": "The same as the first, on the task that is learnt worst.",
         ACCURACY: "On histories of the source on these tasks, with what it did as the context: the share of the actions it meant that "

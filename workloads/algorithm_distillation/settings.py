@@ -93,6 +93,15 @@ class StepQuantize(QuantizeSettings):
     recipes: tuple[Literal["int8", "int8_wide_head", "int8_dynamic", "fp16", "int4"], ...] = ("int8_dynamic",)
     num_calibration: Annotated[int, Field(ge=1)] = 1
 
+    @model_validator(mode="after")
+    def _no_ranges(self) -> Self:
+        if static := {"int8", "int8_wide_head"} & set(self.recipes):
+            raise ValueError(
+                f"{', '.join(sorted(static))}: the scores of moments that are not there yet are infinite, and ranges of activations "
+                "cannot hold them; int8_dynamic needs no ranges"
+            )
+        return self
+
 
 class DistillationSettings(Settings):
     """Everything a user sets for algorithm distillation."""

@@ -50,6 +50,18 @@ def test_there_are_as_many_tasks_as_the_facts_say() -> None:
     assert [kind.horizon for kind in ENVIRONMENTS.values()] == [20, 20, 50]
 
 
+def test_the_actions_go_right_left_up_down_and_nowhere() -> None:
+    room = Darkroom(np.array([[0, 0]] * 5))
+    assert coordinates(room.step(np.arange(5))[0]).tolist() == [[5, 4], [3, 4], [4, 5], [4, 3], [4, 4]]
+
+
+def test_a_permuted_room_begins_in_one_corner_and_rewards_the_opposite_one() -> None:
+    room = DarkroomPermuted(np.array([[0, 1, 2, 3, 4]]))
+    places, rewards = zip(*(room.step(np.array([action])) for action in [0] * 8 + [2] * 8), strict=True)
+    assert coordinates(room.reset()).tolist() == [[0, 0]]
+    assert coordinates(places[-1]).tolist() == [[8, 8]] and [int(one[0]) for one in rewards] == [0] * 15 + [1]
+
+
 def test_walls_hold_back_and_every_step_on_the_goal_is_rewarded() -> None:
     room = Darkroom(np.array([[8, 4]]))
     rewards = [int(room.step(np.array([0]))[1][0]) for _ in range(6)]

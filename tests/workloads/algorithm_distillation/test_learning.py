@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,19 @@ import torch
 
 from cli.use import preset_file
 from contracts.errors import SlipwayError
-from contracts.settings import read_params
+from contracts.settings import read_params, validate
 from contracts.workload import Arrays, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
 from tasks.export import describe_graph, write_onnx
+from tasks.shipping.quantizing import dynamic_int8
 from tests.conftest import ROOT
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.moments import ACTION, returns
 from workloads.algorithm_distillation.objective import DistillationObjective, build, make_optimizer
 from workloads.algorithm_distillation.predicting import imitations
-from workloads.algorithm_distillation.rolling import chosen, imitated, play
+from workloads.algorithm_distillation.rolling import chosen, imitated, play, read
 from workloads.algorithm_distillation.saving import load, save
 from workloads.algorithm_distillation.scoring import accuracies
 from workloads.algorithm_distillation.settings import DistillationSettings
@@ -197,32 +200,59 @@ def test_what_lies_behind_the_position_is_not_looked_at(tiny: Tiny) -> None:
     assert not torch.allclose(one, learner.step(tokens[:, 10], position, list(dirty))[0])
 
 
-@pytest.fixture(scope="module")
-def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """The graphs by torch and by ONNX Runtime, with a compressor, so that all of them are there."""
-    home = tmp_path_factory.mktemp("export")
-    made = graphs(fresh(tiny, strong=True, window=6).learner, settings_with(tiny, 6).train, tiny.facts)
+@dataclass(frozen=True)
+class Shipped:
+    """The graphs of a learner by torch, and the folder that ONNX Runtime opens."""
+
+    window: int | None
+    by_torch: Run
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=[6, None], ids=["compressed", "plain"])
+def shipped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shipped:
+    home, window = tmp_path_factory.mktemp("export"), request.param
+    made = graphs(fresh(tiny, strong=True, window=window).learner, settings_with(tiny, window).train, tiny.facts)
     for name, graph in made.items():
         write_onnx(graph, home / "graphs" / f"{name}.onnx", tiny.settings.export)
     described = {"workload": "algorithm_distillation", "settings": {}, "facts": {}, "recipe": "fp32"}
     described["graphs"] = {name: describe_graph(name, graph) for name, graph in made.items()}
     (home / "artifact.json").write_text(json.dumps(described), encoding="utf-8")
-    return torch_run(made, "cpu"), open_run(home, threads=1)
+    return Shipped(window, torch_run(made, "cpu"), home)
 
 
-def test_the_exported_step_does_the_same_actions_as_torch_on_a_thousand_steps(tiny: Tiny, runs: tuple[Run, Run]) -> None:
+def test_the_exported_step_does_the_same_actions_as_torch_on_a_thousand_steps(tiny: Tiny, shipped: Shipped) -> None:
     tasks, keys = np.array([[0, 8], [8, 8], [5, 5]]), ["a", "b", "c"]
-    one, other = (play(run, tasks, keys, settings_with(tiny, 6).train, tiny.facts) for run in runs)
+    runs = (shipped.by_torch, open_run(shipped.folder, threads=1))
+    one, other = (play(run, tasks, keys, settings_with(tiny, shipped.window).train, tiny.facts) for run in runs)
     assert one[:, :, :-1, ACTION].size > 1000
     assert np.array_equal(one, other)
 
 
-def test_a_rollout_is_the_same_alone_and_among_others(tiny: Tiny, runs: tuple[Run, Run]) -> None:
-    tasks = np.array([[0, 8], [8, 8]])
-    settings = settings_with(tiny, 6).train
-    together = play(runs[1], tasks, ["a", "b"], settings, tiny.facts)
-    assert np.array_equal(play(runs[1], tasks[1:], ["b"], settings, tiny.facts)[0], together[1])
-    assert not np.array_equal(play(runs[1], tasks[1:], ["c"], settings, tiny.facts)[0], together[1])
+def test_a_rollout_is_the_same_alone_and_among_others(tiny: Tiny, shipped: Shipped) -> None:
+    tasks, run = np.array([[0, 8], [8, 8]]), open_run(shipped.folder, threads=1)
+    settings = settings_with(tiny, shipped.window).train
+    together = play(run, tasks, ["a", "b"], settings, tiny.facts)
+    assert np.array_equal(play(run, tasks[1:], ["b"], settings, tiny.facts)[0], together[1])
+    assert not np.array_equal(play(run, tasks[1:], ["c"], settings, tiny.facts)[0], together[1])
+
+
+def test_int8_finds_the_actions_that_the_learner_finds(tiny: Tiny, shipped: Shipped, tmp_path: Path) -> None:
+    """Both graphs, as the ladder's rung for this workload makes them, on a history of its own."""
+    settings, vocabulary = settings_with(tiny, shipped.window).train, Vocabulary.of(tiny.facts)
+    shutil.copytree(shipped.folder, tmp_path / "int8")
+    for file in (shipped.folder / "graphs").iterdir():
+        dynamic_int8(file, tmp_path / "int8" / "graphs" / file.name)
+    history = play(shipped.by_torch, np.array([[8, 8]]), ["a"], settings, tiny.facts)
+    runs = (shipped.by_torch, open_run(tmp_path / "int8", threads=1))
+    one, other = (np.array([logits[0] for _, _, logits in read(run, history, settings, vocabulary)]) for run in runs)
+    assert (one.argmax(1) == other.argmax(1)).mean() > 0.95 and not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8_wide_head"])
+def test_recipes_that_need_ranges_of_activations_are_refused(recipe: str) -> None:
+    with pytest.raises(SlipwayError, match=rf"{recipe}: the scores of .* infinite.*; int8_dynamic needs no ranges"):
+        validate(DistillationSettings, {"quantize": {"recipes": [recipe]}}, where="algorithm_distillation")
 
 
 def test_actions_are_drawn_from_the_softmax() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 import tasks.parse
 from contracts.errors import SlipwayError
-from contracts.records import Record, Rejected, write_records
+from contracts.files import read_json
+from contracts.records import Record, Records, Rejected, write_records
 from contracts.workload import load
 from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.collecting import learn
@@ -81,6 +82,25 @@ def test_they_are_parsed_and_a_group_without_rewards_is_quarantined(tmp_path: Pa
     records = [one for one in found if isinstance(one, Record)]
     assert len({one.group for one in records}) == 9 and {one.split for one in records} == {"train", "val", "test"}
     assert len(records) == 5 * 4 + 4 * 2
+
+
+def test_what_is_read_of_them_is_trained_on(tmp_path: Path) -> None:
+    """Through the stage: facts, and batches of records from the file, with the source's actions as labels."""
+    (tmp_path / "raw").mkdir()
+    histories = {str(x): learnt((x, 4), episodes=20) for x in range(9)}
+    write(tmp_path / "raw" / NAME, histories)
+    settings = WORKLOAD.Settings.model_validate({"parse": {"shares": [0.6, 0.2, 0.2]}, "evaluate": {"last": 2}})
+    tasks.parse.parse(load("algorithm_distillation"), settings, tmp_path / "raw", tmp_path / "parse", processes=1)
+    facts = read_json(tmp_path / "parse" / "facts.json")
+    assert (facts["environment"], facts["source"], facts["episodes"]) == ("darkroom", "ppo", 20)
+    train = Records.open(tmp_path / "parse", root=tmp_path / "raw").split("train")
+    dataset = WORKLOAD.dataset(train, settings, facts, training=True)
+    batch = dataset.collate([dataset.item(row, None, draw=0, progress=0) for row in range(len(train))])
+    wanted = [histories[row.inputs["part"].rpartition(":")[2]][row.inputs["row"], :, :-1, ACTION] for row in train]
+    assert np.array_equal(batch["labels"].reshape(len(train), 20, 21)[:, :, :-1], wanted)
+    assert float(WORKLOAD.build(settings, facts, pretrained=False)(batch)["loss"].detach()) == pytest.approx(
+        np.log(5), abs=0.1
+    )
 
 
 def test_files_of_several_seeds_have_learners_of_their_own_on_the_same_tasks(tmp_path: Path) -> None:

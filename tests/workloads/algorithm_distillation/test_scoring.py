@@ -83,6 +83,10 @@ def test_where_all_rollouts_are_equal_the_band_is_a_line() -> None:
     assert found.charts[0].bands["model"] == ([0, 0.5, 0.5], [0, 0.5, 0.5])
 
 
+def test_that_the_band_is_of_one_training_is_said() -> None:
+    assert "of this one training" in played(3).meanings["low"]
+
+
 def test_that_the_sources_returns_contain_its_random_steps_is_said() -> None:
     assert "made at random" in played(3).meanings["source"] and "the model makes none" in played(3).meanings["source"]
 
