@@ -61,7 +61,7 @@ class PPO:
             self.actor = Networks(len(counts), NUM_ACTIONS, last_gain=0.01)
             self.critic = Networks(len(counts), 1, last_gain=1.0)
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=LEARNING_RATE, eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=LEARNING_RATE, eps=1e-5, fused=True)
         self.steps: list[np.ndarray] = []
         self.ends: list[bool] = []
 
