@@ -52,8 +52,7 @@ class CaptioningObjective(nn.Module):
         words = model.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
         shown = torch.cat([prefix.to(words.dtype), words[:, :-1]], dim=1)
         mask = torch.cat([there.new_ones(prefix.shape[:2]), there[:, :-1]], dim=1)
-        hidden = model.base_model(inputs_embeds=shown, attention_mask=mask.long(), use_cache=False).last_hidden_state  # pyright: ignore
-        logits = model.get_output_embeddings()(hidden[:, prefix.shape[1] - 1 :][there])  # pyright: ignore[reportCallIssue]
+        logits = logits_at(model, there, inputs_embeds=shown, attention_mask=mask.long())
         words_loss = functional.cross_entropy(logits.float(), labels[there])
         output = {"loss": words_loss, "weight": there.sum().float(), "loss_words": words_loss.detach()}
         if self.contrast:
@@ -81,6 +80,21 @@ class CaptioningObjective(nn.Module):
             both = functional.cross_entropy(alike, own) + functional.cross_entropy(alike.T, own)
             total = total + both / 2 * there[part].sum()
         return total / there.sum()
+
+
+def logits_at(model: Any, there: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """The logits [labels, vocabulary] by which the language model generates, at `there` (bool [B, L]) of its last L positions.
+
+    The model's own forward makes them, since some scale (Granite, Cohere) or cap (Gemma 2) what their output layer gives; that
+    layer is shown those positions and no others.
+    """
+    chosen = model.get_output_embeddings().register_forward_pre_hook(
+        lambda layer, shown: (shown[0][:, -there.shape[1] :][there],)
+    )
+    try:
+        return model(**inputs, use_cache=False).logits
+    finally:
+        chosen.remove()
 
 
 def build(settings: CaptioningSettings, facts: Facts, *, pretrained: bool) -> CaptioningObjective:

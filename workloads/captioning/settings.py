@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from contracts.settings import (
     EvaluateSettings,
@@ -82,7 +82,7 @@ class CaptioningTrain(TrainSettings):
 
     `prefix_tokens` pools the encoder's tokens to so many (a square number); None keeps them all. `unfreeze_encoder` and
     `unfreeze_decoder` train so many of the last layers too. `contrast` is the weight of a CLIP loss between the pooled picture and
-    its caption. `augment` varies the pictures, and then no features are kept.
+    its caption, told from those of the others of its ghost batch, so it needs a `ghost_batch` of 2 or more. `augment` varies the pictures, and then no features are kept.
     """
 
     projection: Literal["linear", "mlp"] = "mlp"
@@ -95,6 +95,15 @@ class CaptioningTrain(TrainSettings):
     unfrozen_rate: Annotated[float, Field(gt=0)] = 1e-5
     contrast: Annotated[float, Field(ge=0)] = 0
     augment: bool = False
+
+    @model_validator(mode="after")
+    def _others_to_tell_from(self) -> Self:
+        if self.contrast and self.ghost_batch < 2:
+            raise ValueError(
+                f"contrast {self.contrast:g} tells a picture's caption from those of the others of its ghost batch, and in a ghost_batch"
+                f" of {self.ghost_batch} there is no other: set ghost_batch too (ghost_batch: 16)"
+            )
+        return self
 
 
 class CaptioningEvaluate(EvaluateSettings):
