@@ -60,6 +60,8 @@ class Captioning:
         found = describe(settings.prepare, folder, captions=captions)
         if warning := not_pretrained(found):
             print(f"warning: {warning}", file=sys.stderr)
+        if "not_llava" in found:
+            print(f"warning: no folder transformers/ will be published: {found['not_llava']}", file=sys.stderr)
         features, batch_size = Features.of(found, folder), settings.prepare.batch_size
         if keeps_features(settings):
             new = features.compute(records, found, batch_size=batch_size)

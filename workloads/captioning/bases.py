@@ -32,12 +32,13 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
     tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`
     first; where the data are not the embedded ones, the language model from `captions`, and `made` says which parts they are.
-    `reached` has the figures of each part that was made.
+    `reached` has the figures of each part that was made, `not_llava` why LLaVA cannot hold the language model, where it cannot.
 
     Raises:
         SlipwayError: when a model cannot be had, or is none of those that captioning can use.
     """
     from workloads.captioning import base
+    from workloads.captioning.llava import unfit
 
     kinds = {"encoder": "vision", "decoder": "language"}
     missing = [part for part in kinds if getattr(settings, part) is None]
@@ -45,13 +46,16 @@ def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[st
     encoder = settings.encoder or Base(name=made["vision"].as_posix())
     decoder = settings.decoder or Base(name=made["language"].as_posix())
     reached = {part: read_json(made[kinds[part]] / base.REACHED) for part in missing}
+    text = _text_config(decoder)
+    not_llava = unfit(text)
     return {
         "encoder": _described(encoder, _vision_config(encoder)),
-        "decoder": _described(decoder, _text_config(decoder)),
+        "decoder": _described(decoder, text),
         "picture": _picture(encoder),
         "tokenizer": _tokenizer(decoder),
         **({"made": missing} if missing and captions is not None else {}),
         **({"reached": reached} if reached else {}),
+        **({"not_llava": not_llava} if not_llava else {}),
     }
 
 

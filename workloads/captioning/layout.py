@@ -16,9 +16,9 @@ from torch import nn
 
 from contracts.workload import Arrays, Facts, Graph, Layout, Run
 from workloads.captioning.graph import Encoder, kept_of, merged, remembering
+from workloads.captioning.llava import as_llava
 from workloads.captioning.model import Captioner
-from workloads.captioning.presenting import FOLDER
-from workloads.captioning.saving import as_llava, is_llava
+from workloads.captioning.presenting import FOLDER, not_llava
 
 
 class EmbedTokens(nn.Module):
@@ -63,9 +63,9 @@ def visible(mask: torch.Tensor, *, past: int, sequence: int, dtype: torch.dtype)
 
 
 def layout(captioner: Captioner, facts: Facts) -> Layout | None:
-    """The three graphs below the folder that transformers opens; None where LLaVA cannot say what the captioner is, or
+    """The three graphs below the folder that transformers opens; None where LLaVA cannot hold the captioner, or
     where its language model is told no positions."""
-    if not is_llava(captioner, facts):
+    if not_llava(captioner.prefix_tokens, facts):
         return None
     captioner = merged(captioner)
     llava = as_llava(captioner, facts)

@@ -6,25 +6,21 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from contracts.files import remove, write_json
 from contracts.workload import Facts
-from workloads.captioning.bases import num_features
 from workloads.captioning.graph import merged
-from workloads.captioning.model import Captioner, num_class_tokens
-from workloads.captioning.presenting import ADAPTER, BASE, FOLDER, on_the_hub
+from workloads.captioning.llava import as_llava
+from workloads.captioning.model import Captioner
+from workloads.captioning.presenting import ADAPTER, BASE, FOLDER, not_llava, on_the_hub
 from workloads.captioning.writing import write_model
 
 IMAGE = "<image>"
 
 
 def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None:
-    """Write `folder`/adapter (PEFT) with what it adapts, projection.safetensors and, where it has that layout, transformers/
-    (LLaVA, merged).
+    """Write `folder`/adapter (PEFT) with what it adapts, projection.safetensors and, where LLaVA can hold it, transformers/ (merged).
 
-    A pooled prefix is something that LLaVA does not know: then there is no such folder. Of the last weights (`name` "last")
+    Where it cannot there is no such folder, and why is said. Of the last weights (`name` "last")
     nothing is written: the checkpoint beside them holds all that was trained.
     """
     from safetensors.torch import save_file
@@ -35,7 +31,9 @@ def save(captioner: Captioner, folder: Path, facts: Facts, *, name: str) -> None
         save_adapter(captioner.decoder, folder, facts)
     state = {key: value.detach().cpu().contiguous() for key, value in captioner.projection.state_dict().items()}
     save_file(state, folder / "projection.safetensors")
-    if is_llava(captioner, facts):
+    if reason := not_llava(captioner.prefix_tokens, facts):
+        print(f"no folder {FOLDER}/ is written: {reason}")
+    else:
         save_llava(merged(captioner), folder / FOLDER, facts)
 
 
@@ -53,11 +51,6 @@ def save_adapter(decoder: Any, folder: Path, facts: Facts) -> None:
         write_model(copy.deepcopy(decoder).cpu().float().unload(), folder / BASE)
 
 
-def is_llava(captioner: Captioner, facts: Facts) -> bool:
-    """Whether LLaVA can say what the captioner is: it knows no pooled prefix."""
-    return captioner.prefix_tokens in (None, num_features(facts["encoder"]["config"])[0])
-
-
 def save_llava(captioner: Captioner, folder: Path, facts: Facts) -> None:
     """A merged captioner as a folder that `AutoModelForImageTextToText.from_pretrained` opens, and transformers.js too, once
     the stage `export` has put the graphs of `layout` into it."""
@@ -70,56 +63,6 @@ def save_llava(captioner: Captioner, folder: Path, facts: Facts) -> None:
     # transformers.js looks for the picture's part under its older name.
     old = {**processor.image_processor.to_dict(), "processor_class": type(processor).__name__}
     write_json(folder / "preprocessor_config.json", old)
-
-
-def as_llava(captioner: Captioner, facts: Facts) -> Any:
-    """The same weights as transformers' LLaVA, with one row more in the table of words: the token for the picture."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    text, vision = copy.deepcopy(captioner.decoder.config), copy.deepcopy(captioner.encoder.config)
-    text._name_or_path = vision._name_or_path = ""  # pyright: ignore  # a folder of this machine, for one
-    image_id = int(text.vocab_size)  # pyright: ignore
-    text.vocab_size = image_id + 1  # pyright: ignore
-    config = LlavaConfig(
-        vision_config=vision,  # pyright: ignore
-        text_config=text,  # pyright: ignore
-        image_token_index=image_id,
-        image_seq_length=num_features(facts["encoder"]["config"])[0],
-        projector_hidden_act="gelu" if captioner.projection.linear_2 is not None else "linear",
-        vision_feature_select_strategy="default" if num_class_tokens(captioner.encoder) else "full",
-        vision_feature_layer=-1,
-        tie_word_embeddings=text.tie_word_embeddings,  # pyright: ignore
-    )
-    model = LlavaForConditionalGeneration(config)
-    _fill(model, captioner)
-    generation: Any = model.generation_config
-    generation.eos_token_id = generation.pad_token_id = facts["tokenizer"]["end"]
-    generation.suppress_tokens = [image_id]
-    generation.do_sample = False
-    return model.eval()
-
-
-def _fill(model: nn.Module, captioner: Captioner) -> None:
-    """Copy the weights. The token for the picture gets a row of its own at the end of the vocabulary; it is never said."""
-    inner: Any = model.model
-    inner.vision_tower.load_state_dict(captioner.encoder.state_dict())
-    inner.multi_modal_projector.linear_1.load_state_dict(captioner.projection.linear_1.state_dict())
-    if captioner.projection.linear_2 is not None:
-        inner.multi_modal_projector.linear_2.load_state_dict(captioner.projection.linear_2.state_dict())
-    else:
-        nn.init.eye_(inner.multi_modal_projector.linear_2.weight)
-        nn.init.zeros_(inner.multi_modal_projector.linear_2.bias)
-    decoder: Any = captioner.decoder
-    words = decoder.get_input_embeddings().weight.shape[0]
-    own = {key: value for key, value in decoder.base_model.state_dict().items() if value.shape[:1] != (words,)}
-    missing = inner.language_model.load_state_dict(own, strict=False).missing_keys
-    with torch.no_grad():
-        pairs = [(inner.get_input_embeddings(), decoder.get_input_embeddings())]
-        pairs += [(model.get_output_embeddings(), decoder.get_output_embeddings())]  # pyright: ignore[reportCallIssue]
-        for new, old in pairs:
-            new.weight[:words] = old.weight
-            new.weight[words:] = old.weight.mean(0)
-    assert len(missing) <= 1, missing  # the table of words, which is longer here
 
 
 def _processor(facts: Facts, config: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from contracts.errors import SlipwayError
@@ -19,8 +20,9 @@ from engine.stream import Stream
 from engine.validation import Validator
 from engine.weights import rebuilt, save_weights
 from workloads.captioning.dataset import CaptioningDataset
+from workloads.captioning.llava import unfit
 from workloads.captioning.model import adapted, pooled
-from workloads.captioning.objective import build, make_optimizer
+from workloads.captioning.objective import build, logits_at, make_optimizer
 from workloads.captioning.settings import CaptioningTrain, Lora
 from workloads.captioning.words import IGNORED
 
@@ -48,6 +50,12 @@ def gradients(objective: Any, batches: list[dict[str, torch.Tensor]]) -> dict[st
 
 def test_padding_is_not_trained_on(tiny: Any) -> None:
     batch = batch_of(tiny, range(4))
+    dataset = CaptioningDataset(tiny.records.split("train"), tiny.settings, tiny.facts, training=True)
+    lengths = [len(dataset.item(row, None, draw=0, progress=0)["ids"]) for row in range(4)]
+    assert len(set(lengths)) > 1, "some of it is padding"
+    for labels, length in zip(batch["labels"], lengths, strict=True):
+        assert int((labels == tiny.facts["tokenizer"]["end"]).sum()) == 1, "padding is the same token, and no label"
+        assert (labels[:length] != IGNORED).all() and (labels[length:] == IGNORED).all()
     wider = {
         name: torch.nn.functional.pad(batch[name], (0, 7), value=value) for name, value in (("ids", 0), ("labels", IGNORED))
     }
@@ -143,6 +151,14 @@ def test_the_contrast_loss_has_a_gradient_and_does_not_depend_on_micro_batches(t
     name = "captioner.projection.linear_1.weight"
     assert float((whole[name] - plain[name]).abs().max()) > 1e-4
     assert max(float((whole[key] - halves[key]).abs().max()) for key in whole) < 1e-6
+
+
+def test_a_contrast_without_another_picture_is_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        ValidationError, match=r"contrast 0.5 .* in a ghost_batch of 1 there is no other: .*\(ghost_batch: 16\)"
+    ):
+        CaptioningTrain.model_validate({"contrast": 0.5})
+    assert CaptioningTrain.model_validate({"contrast": 0.5, "ghost_batch": 2}).contrast == 0.5
 
 
 def test_pictures_give_what_their_kept_features_give(tiny: Any) -> None:
@@ -268,3 +284,45 @@ def test_a_language_model_whose_attention_is_named_otherwise_is_refused_with_its
         SlipwayError, match=r"a mamba names its attention's .* set it to some of .*mixer.in_proj.*or train.lora"
     ):
         adapted(model, Lora())
+
+
+# Those whose logits are not what their output layer gives (scaled, capped), and why LLaVA cannot hold a language model.
+OTHER_LOGITS: dict[str, dict[str, Any]] = {
+    "gemma2": {**FEW_HEADS, "head_dim": 8, "final_logit_softcapping": 0.1},
+    "granite": {**FEW_HEADS, "logits_scaling": 8.0},
+    "cohere": {**FEW_HEADS, "eos_token_id": 1, "bos_token_id": 1},
+}
+UNFIT = {
+    **dict.fromkeys(("gpt2", "opt", "gpt_neo", "bloom"), "has no attribute `embed_tokens`"),
+    **dict.fromkeys(OTHER_LOGITS, "scales or caps its logits"),
+    "phi": "weights that LLaVA has no place for",
+}
+EVERY = {kind: options for kind, (options, _) in DECODERS.items()} | OTHER_LOGITS | {"phi": FEW_HEADS}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_what_is_trained_are_the_logits_by_which_the_model_generates(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **EVERY[kind])).eval()
+    shown, there = torch.randn(2, 5, 16), torch.tensor([[True, True, False], [True, False, False]])
+    with torch.no_grad():
+        whole = model(inputs_embeds=shown).logits
+        layer = model.get_output_embeddings()
+        given: list[torch.Tensor] = []
+        handle = layer.register_forward_hook(lambda *call: given.append(call[-1].clone()))
+        found = logits_at(model, there, inputs_embeds=shown)
+        handle.remove()
+        assert torch.allclose(found, whole[:, 2:][there], rtol=1e-4, atol=1e-6)
+        assert torch.allclose(found, given[0], rtol=1e-4, atol=1e-6) == (kind not in OTHER_LOGITS)
+        assert torch.equal(model(inputs_embeds=shown).logits, whole), "the model is as it was"
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_whether_llava_can_hold_a_language_model_is_tried(kind: str) -> None:
+    from transformers import AutoConfig
+
+    fault = unfit(AutoConfig.for_model(kind, **EVERY[kind]))
+    assert (kind in UNFIT) == (fault is not None)
+    assert not fault or (f"of type {kind} (" in fault and UNFIT[kind] in fault)

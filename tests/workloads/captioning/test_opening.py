@@ -20,6 +20,7 @@ from tests.workloads.captioning.test_generating import images_of, loud
 from workloads.captioning.bases import describe as describe_bases
 from workloads.captioning.generating import describe
 from workloads.captioning.graph import graphs
+from workloads.captioning.layout import layout
 from workloads.captioning.objective import build
 from workloads.captioning.presenting import card
 from workloads.captioning.saving import save
@@ -64,8 +65,7 @@ def moved_away(tiny: Tiny, folder: Path, *, encoder: str) -> tuple[Path, str]:
     save(captioner, made / "model", facts, name="best")
     image, run = images_of(tiny, 4)[3], torch_run(graphs(captioner, facts), "cpu")
     [tokens] = describe(run, image[None], facts["picture"], end=facts["tokenizer"]["end"], longest=32, beams=1)
-    (elsewhere / "registry" / "captioning").mkdir(parents=True)
-    (made / "model").rename(elsewhere / "registry" / "captioning" / "v1")
+    (made / "model").rename(elsewhere)
     made.rename(folder / "gone")
     Image.fromarray(image).save(elsewhere / "picture.png")
     return elsewhere, Words(facts["tokenizer"]).text(tokens)
@@ -81,23 +81,38 @@ def test_the_documented_lines_say_the_merged_models_caption_in_a_folder_that_was
 
 
 def test_the_card_and_the_workloads_page_show_the_same_lines(tiny: Tiny) -> None:
-    def but_for_the_folder(page: str) -> list[str]:
-        return [line for line in lines_of(page).splitlines() if not line.startswith("folder = ")]
-
     page = PAGE.read_text(encoding="utf-8")
     told = card(tiny.settings, tiny.facts).use
-    assert but_for_the_folder(told) == but_for_the_folder(page)
-    assert 'folder = "."' in told and len(re.findall("^```python", told, re.MULTILINE)) == 2
+    assert lines_of(told) == lines_of(page)
+    opening = [
+        block.strip().split("\n\n")[:-1] for block in re.findall(r"^```python\n(.*?)^```", told, re.MULTILINE | re.DOTALL)
+    ]
+    assert [sum(len(part.splitlines()) for part in block) for block in opening] == [3, 3], "three statements open each"
     hub = card(tiny.settings, on_the_hub(tiny.facts)).use
-    assert f'base = AutoModelForCausalLM.from_pretrained("somebody/words", revision="{COMMIT}", dtype="float32")' in hub
+    assert f'AutoModelForCausalLM.from_pretrained("somebody/words", revision="{COMMIT}", dtype="float32")' in hub
     pooled = card(tiny.with_train(prefix_tokens=1), tiny.facts).use
-    assert 'folder = "."' in pooled and "PeftModel" in pooled and "processor" not in pooled
+    assert "no folder `transformers`" in pooled and "the prefix is pooled to 1 tokens" in pooled
+    assert "PeftModel" in pooled and "processor" not in pooled
     assert "peft" not in card(tiny.with_train(lora=None), tiny.facts).use
 
 
 def test_the_lines_for_transformers_js_are_those_that_were_run() -> None:
     shown, run = (lines_of(page.read_text(encoding="utf-8"), "js") for page in (PAGE, EVIDENCE))
     assert shown and run == f"{shown}console.log(caption);\n"
+
+
+def test_a_language_model_that_llava_cannot_hold_is_saved_for_peft_alone_and_the_page_says_why(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = describe_bases(CaptioningPrepare.model_validate(write_bases(tmp_path, decoder="gpt2", layers=1)), tmp_path)
+    captioner = build(tiny.settings, facts, pretrained=True).captioner
+    (tmp_path / "model").mkdir()
+    save(captioner, tmp_path / "model", facts, name="best")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"adapter", "base", "projection.safetensors"}
+    assert layout(captioner, facts) is None
+    why, told = "LLaVA cannot hold a language model of type gpt2", card(tiny.settings, facts)
+    assert why in told.use and why in capsys.readouterr().out and told.library == "onnx"
+    assert "PeftModel" in told.use and "processor" not in told.use
 
 
 @pytest.mark.parametrize(("hub", "unfrozen", "name"), [(False, 0, "base"), (True, 0, "somebody/words"), (True, 1, "base")])
@@ -114,7 +129,7 @@ def test_the_adapter_names_what_it_adapts_and_that_is_to_be_had(
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == name and told["revision"] == (COMMIT if name != "base" else None)
     assert (tmp_path / "base").is_dir() == (name == "base")
-    assert ("/base" in card(settings, facts).use) == (name == "base")
+    assert ('from_pretrained("base"' in card(settings, facts).use) == (name == "base")
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or str(tiny.folder).encode() not in path.read_bytes(), path
     if name == "base":
