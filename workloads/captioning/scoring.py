@@ -288,7 +288,7 @@ def meanings() -> Mapping[str, str]:
         },
         "attribute_accuracy": "Share of a scene's attributes (of each thing digit, colour and whether it is small; of two"
         f" things the relation) that the caption gets right, {pairs}; things are compared from left to right or from above"
-        " to below.",
+        " to below. All count alike, so it hides how often digits are right: see digit_accuracy.",
         "attribute_accuracy_new_pairs": "The same of scenes with a pair of digit and colour that no caption of train names.",
         "digit_accuracy": f"Share of digits that are right, {pairs}.",
         "colour_accuracy": f"Share of colours that are right, {pairs}.",
