@@ -407,7 +407,7 @@ def test_other_machines_are_shown_no_pictures_and_neither_is_anybody_from_other_
 
 
 def test_the_page_s_own_script_shows_the_objects_of_a_picture_and_says_what_is_wrong_with_a_file(
-    server: Server, tmp_path: Path
+    server: Server, project: Path, tmp_path: Path
 ) -> None:
     """Without a browser, which not every machine has; with one, see the test below."""
     (tmp_path / "<b>green.png").write_bytes(GREEN)
@@ -416,8 +416,10 @@ def test_the_page_s_own_script_shows_the_objects_of_a_picture_and_says_what_is_w
     (tmp_path / "large.png").write_bytes(GREEN + bytes(500_000))
     (tmp_path / "empty.png").write_bytes(encoded(picture(60, 40)))
     names = ("<b>green.png", "broken.jpg", "red.tif", "large.png", "empty.png")
-    green, broken, red, large, empty = standing(server.address, *(tmp_path / name for name in names))
+    with serving(command(*LIMITS), project) as alone:  # a server that no other test keeps busy
+        green, broken, red, large, empty = standing(alone.address, *(tmp_path / name for name in names))
     [thing] = server.post(GREEN).json["objects"]
+    assert green["error"] is None
     assert (green["title"], green["name"]) == ("colours v1 · Slipway", "<b>green.png · 120 × 80")
     assert green["objects"] == [[thing["class"], f"{thing['score']:.2f}"]]
     assert (green["boxes"], green["masks"], green["picture"]) == ([thing["box"]], 1, [120, 80])
