@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.quantize import cpu
 from contracts.files import write_json
-from tasks.reporting.findings import git_state
+from tasks.lineage import git_state
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,7 +27,7 @@ import yaml
 from benchmarks.conditions import load_now, write_result
 from contracts.files import read_json, replace_when_complete, write_json
 from contracts.workload import ROOT
-from tasks.reporting.findings import git_state
+from tasks.lineage import git_state
 
 NAME = "algorithm_distillation"
 STAGES = ("download", "parse", "prepare", "plan", "train", "evaluate")

@@ -55,15 +55,17 @@ def page(findings: Findings, metric: Metric, settings: Settings) -> dict[str, An
     """Everything the templates show."""
     rows = headline(findings, metric)
     names = list(findings.metrics or {})
+    training = training_charts(findings.curves or [], metric.name, names)
     charts = [Chart(**chart) for chart in (findings.scores or {}).get("charts", [])]
+    figures = [figure(chart, place) for place, chart in enumerate([*training, *charts], start=1)]
     return {
         "found": findings,
         "metric": metric,
         "rows": rows,
         "shipped": next((row for row in rows if row["shipped"]), None),
         "candidates": candidate_rows(findings.candidates, rows),
-        "training": [figure(chart) for chart in training_charts(findings.curves or [], metric.name, names)],
-        "charts": [figure(chart) for chart in charts],
+        "training": figures[: len(training)],
+        "charts": figures[len(training) :],
         "table": table((findings.scores or {}).get("rows", [])),
         "meanings": (findings.scores or {}).get("meanings", {}),
         "notes": (findings.scores or {}).get("notes", []),
@@ -113,10 +115,10 @@ def candidate_rows(candidates: Mapping[str, Any] | None, compared: Sequence[Mapp
     return [{**row, "width": (row["latency_ms"] or 0) / slowest} for row in rows]
 
 
-def figure(chart: Chart) -> dict[str, Any]:
-    """A chart as the template takes it."""
+def figure(chart: Chart, place: int) -> dict[str, Any]:
+    """A chart as the template takes it; `place` tells its file from that of another whose title differs in signs only."""
     named = dataclasses.replace(chart, x=humane(chart.x), y=humane(chart.y))
-    file = f"charts/{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')}.png"
+    file = f"charts/{place}-{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')}.png"
     return {"title": humane(chart.title), "kind": chart.kind, "svg": draw(named), "png": png(named), "file": file}
 
 

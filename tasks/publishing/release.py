@@ -8,7 +8,6 @@ import json
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
 from contracts.settings import PublishSettings, Settings
 from tasks.downloading.addresses import local_path, scheme_of, shown
+from tasks.lineage import git_state, locked_stages
 from tasks.stage import folder
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "onnx", "onnxruntime", "numpy")
@@ -26,8 +26,6 @@ PACKAGES = ("torch", "torchvision", "ultralytics", "onnx", "onnxruntime", "numpy
 LEFT_BEHIND = ("last.pt", "spec.json", "checkpoint", "weights.safetensors")
 # Settings that may be a file or a folder of this machine.
 PLACES = ("model", "accelerate_config")
-# DVC rewrites it while the pipeline runs, and the lineage holds what stands in it.
-NOT_DIRT = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -209,40 +207,6 @@ def lineage_of(workload: str, settings: Settings) -> dict[str, Any]:
         "plan": _required("train", workload, "model/spec.json")["plan"],
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-    }
-
-
-def git_state() -> dict[str, Any]:
-    """The commit of the code and whether files differ from it; nulls where there is no git repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=30).stdout
-        except (OSError, subprocess.SubprocessError):
-            return None
-
-    revision, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    changed = [line[3:] for line in (status or "").splitlines() if line[3:] != NOT_DIRT]
-    return {
-        "revision": revision.strip() if revision else None,
-        "dirty": None if status is None else bool(changed),
-        "changed": changed[:50],
-    }
-
-
-def locked_stages(workload: str) -> dict[str, Any]:
-    """The hashes that dvc.lock holds of this workload's stages: {stage: {"deps": {path: md5}, "outs": {path: md5}}}."""
-    import yaml
-
-    path = Path("dvc.lock")
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {}) if path.exists() else {}
-    own = {name: stage for name, stage in stages.items() if name.endswith(f"@{workload}")}
-    return {
-        name: {
-            part: {one["path"]: one.get("md5") or one.get("hash") for one in stage.get(part, [])}
-            for part in ("deps", "outs")
-        }
-        for name, stage in own.items()
     }
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import itertools
-import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contracts.files import read_json
 from contracts.workload import Chart
+from tasks.lineage import git_state, locked_stages
 from tasks.stage import folder
 
 MAX_QUARANTINE_ROWS, MAX_REASONS = 8, 12
@@ -120,46 +120,6 @@ def kind_of(reason: str) -> str:
 
 
 def lineage(workload: str) -> dict[str, Any]:
-    """Where the model comes from: the revision of the code, and what dvc.lock says of the stages before the report."""
-    return {"git": git_state(), "stages": locked_stages(Path("dvc.lock"), workload)}
-
-
-def git_state() -> dict[str, Any] | None:
-    """Revision, its date and whether tracked files differ from it (aside from what runs and benchmarks write themselves)."""
-    revision = git("log", "-1", "--format=%H %cs")
-    if not revision:
-        return None
-    name, date = revision.split()
-    written = [f":(exclude){path}" for path in ("dvc.lock", "benchmarks/results")]
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
-    return {"revision": name, "date": date, "changed": bool(changed)}
-
-
-def git(*arguments: str) -> str | None:
-    """What git answers, or None where there is no git or no repository."""
-    try:
-        found = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
-
-
-def locked_stages(path: Path, workload: str) -> list[dict[str, Any]] | None:
-    """The outputs with their hashes of each stage of the workload in dvc.lock."""
-    import yaml
-
-    if not path.is_file():
-        return None
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
-    return [{"stage": name, "outputs": list(outputs(stage))} for name, stage in stages.items() if belongs(name, workload)]
-
-
-def belongs(stage: str, workload: str) -> bool:
-    """Whether a stage of dvc.lock (`train@segmentation`) made something that this workload's report is about."""
-    name, _, item = stage.partition("@")
-    return item in ("", workload) and name not in LATER_STAGES
-
-
-def outputs(stage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for one in stage.get("outs", []):
-        yield {"path": one.get("path", ""), "hash": one.get("md5") or one.get("hash") or "", "size": one.get("size")}
+    """The revision of the code, and what came out of each stage before the report."""
+    before = {name: one for name, one in locked_stages(workload).items() if name.partition("@")[0] not in LATER_STAGES}
+    return {"git": git_state(), "stages": before}

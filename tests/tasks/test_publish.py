@@ -200,7 +200,7 @@ def test_a_captioners_page_names_its_base_models_and_data_and_no_licence_that_no
     }
     artifact = {"settings": {}, "facts": facts, "graphs": {}}
     sources = [{"address": "hf://datasets/Mozilla/coco-gpt4o"}, {"address": "https://host/x.zip"}]
-    lineage = {"data": {"sources": sources}, "git": {"revision": None, "dirty": None}, "python": "3", "packages": {}}
+    lineage = {"data": {"sources": sources}, "git": None, "python": "3", "packages": {}}
     release = Release(tmp_path, "captioning", "f", "cider", 0.49)
     for stated, shown, words in ((None, "unknown", "not stated"), ("cc-by-4.0", "cc-by-4.0", "| licence | cc-by-4.0 |")):
         write_card(release, name="name", artifact=artifact, lineage=lineage, license=stated)
@@ -231,7 +231,7 @@ def test_the_lineage_names_code_data_settings_and_plan(project: Path) -> None:
         subprocess.run([*git, *command], check=True, cwd=project)
     (project / ".gitignore").write_text("data\nregistry\n.gitignore\n", encoding="utf-8")
     lineage = read_json(Path(run()["location"]) / "lineage.json")
-    assert len(lineage["git"]["revision"]) == 40 and lineage["git"]["dirty"] is False
+    assert len(lineage["git"]["revision"]) == 40 and lineage["git"]["changed"] is False
     assert lineage["dvc"] == {"train@segmentation": {"deps": {"a": "1"}, "outs": {"b": "2.dir"}}}
     assert (
         lineage["plan"] == {"ranks": 1}
@@ -240,7 +240,7 @@ def test_the_lineage_names_code_data_settings_and_plan(project: Path) -> None:
     )
     (project / "changed.py").write_text("", encoding="utf-8")
     stages(value=0.8, weights=b"new")
-    assert read_json(Path(run()["location"]) / "lineage.json")["git"]["dirty"] is True
+    assert read_json(Path(run()["location"]) / "lineage.json")["git"]["files"] == ["changed.py"]
 
 
 # Gates

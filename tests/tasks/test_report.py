@@ -146,9 +146,11 @@ def test_class_names_that_hold_html_are_text(complete: Path) -> None:
     scores["charts"][1]["labels"] = [EVIL, *"123456789"]
     scores["charts"][0]["lines"] = {EVIL: [[0, 1], [1, 0]], "mean": [[0, 1], [1, None]]}
     scores["charts"][0]["title"] = EVIL
+    scores["charts"][1]["title"] = f"{EVIL}!"
     write_json(path / "scores.json", scores)
     write_json(path / "gallery.json", gallery)
     html, markdown = rendered()
+    assert len(list(OUTPUT.glob("charts/*"))) == 7, "the picture of one chart was written over another's"
     assert "<script" not in html and "<script" not in markdown
     assert Page(html).text.count("<script>alert('x')</script>") >= 6
     row = next(line for line in markdown.splitlines() if line.startswith("| &lt;script&gt;"))
