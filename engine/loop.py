@@ -26,6 +26,7 @@ from engine.backends import make
 from engine.backends.single import Single
 from engine.beacon import WAITING_FOR_DATA, collective, mark
 from engine.checkpoint import Checkpoints, copied
+from engine.dropout import SampleDropout
 from engine.ema import Average
 from engine.feeding import Drawn, feed, moved
 from engine.memory import is_out_of_memory, is_tight, release
@@ -122,6 +123,7 @@ class Loop:
         ghosts = self.train.global_batch // self.train.ghost_batch
         objective.to(self.backend.device)
         self.statistics = GhostStatistics(objective, ghost_batch=self.train.ghost_batch, num_ghosts=ghosts)
+        self.dropout = SampleDropout(objective, seed=self.train.seed)
         self.backend.prepare(objective, lambda module: self.workload.optimizer(module, self.settings), self.train.clip_norm)
         self.average = Average(self.backend.weights(), decay=self.train.ema_decay)
         self.standing = Standing()
@@ -290,6 +292,7 @@ class Loop:
         self._waited += time.monotonic() - began
         batch = moved(batch, backend.device)
         self._start_randomness(key(self.train.seed, "forward", step, micro * backend.ranks + backend.rank))
+        self.dropout.meet(samples, backend.device)
         with backend.accumulate(meet=meet):
             self._keys = [self.records.key(sample.index) for sample in samples]
             mark("forward", keys=self._keys)

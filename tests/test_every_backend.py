@@ -96,11 +96,11 @@ def alone(spec: RunSpec, output: Path, *, micro_batch: int = 2) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Callable[[RunSpec], RunSpec]:
-    """The run of `single`, with all its checkpoints; made once for each workload, with dropout and without."""
+    """The run of `single`, with all its checkpoints; made once for each workload."""
     folder = tmp_path_factory.mktemp("single")
 
     def made(spec: RunSpec) -> RunSpec:
-        run = alone(spec, folder / f"{spec.workload}-{spec.settings['train'].get('dropout')}")
+        run = alone(spec, folder / spec.workload)
         if not Path(run.output).exists():
             train(run)
         return run
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_single_goes_on_without_accumulation(
     make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str, variant: dict[str, Any]
 ) -> None:
     """DeepSpeed does so without a compiler, which it would use if there is one."""
-    spec = spec_for(make_tiny_spec, backend, variant, 2, 4, dropout=0)
+    spec = spec_for(make_tiny_spec, backend, variant, 2, 4)
     go_on(spec, reference(spec), partial(train, planted="uncompiled" if backend == "deepspeed" else ""))
 
 
@@ -218,7 +218,7 @@ HALF = [("ddp", {"compress_gradients": True}), *((name, {"precision": "bf16"}) f
 def test_half_precision_learns_nearly_the_same(
     make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str, variant: dict[str, Any]
 ) -> None:
-    spec = spec_for(make_tiny_spec, backend, {}, 2, 4, dropout=0)
+    spec = spec_for(make_tiny_spec, backend, {}, 2, 4)
     spec = replace(spec, plan=replace(spec.plan, **variant))
     train(spec)
     assert 0 < difference(last_weights(spec), last_weights(reference(spec))) < 0.02

@@ -36,8 +36,8 @@ MakeSpec = Callable[..., RunSpec]
 Train = Callable[..., RunResult]
 TOLERANCE = 1e-6
 NUM_STEPS = 12
-# A checkpoint after every step. Some of the runs change their micro-batches, so dropout is left out.
-TRAIN = {"global_batch": 16, "epochs": 5, "dropout": 0, "checkpoint_minutes": 0, "keep_checkpoints": 2 * NUM_STEPS}
+# A checkpoint after every step.
+TRAIN = {"global_batch": 16, "epochs": 5, "checkpoint_minutes": 0, "keep_checkpoints": 2 * NUM_STEPS}
 GONE_SECONDS, PATIENCE_SECONDS = 20.0, 120.0
 FAILING_STEP = (FAILING_CALL - 1) // 2
 

@@ -91,8 +91,8 @@ def test_another_seed_trains_other_weights(make_tiny_spec: MakeSpec) -> None:
 def test_the_micro_batch_does_not_change_what_is_learnt(make_tiny_spec: MakeSpec, micro_batch: int) -> None:
     assert (
         _difference(
-            _train(make_tiny_spec("small", epochs=1, dropout=0)),
-            _train(make_tiny_spec("large", epochs=1, dropout=0, micro_batch=micro_batch)),
+            _train(make_tiny_spec("small", epochs=1)),
+            _train(make_tiny_spec("large", epochs=1, micro_batch=micro_batch)),
         )
         < 1e-5
     )
@@ -107,7 +107,7 @@ def test_the_losses_that_are_logged_do_not_depend_on_the_micro_batch(
         return {"loss": (weights * rows).sum() / weights.sum(), "weight": weights.sum()}
 
     monkeypatch.setattr(TinyObjective, "forward", weighed)
-    specs = [make_tiny_spec(f"by {size}", dropout=0, micro_batch=size) for size in (2, 8)]
+    specs = [make_tiny_spec(f"by {size}", micro_batch=size) for size in (2, 8)]
     assert [spec.plan.accumulation for spec in specs] == [4, 1]
     losses = []
     for spec in specs:
@@ -317,7 +317,7 @@ def test_where_memory_runs_out_in_one_process_the_step_is_done_again_with_half_t
     backend: str,
     layout: dict[str, Any],
 ) -> None:
-    how = {"backend": backend, "layout": layout, "dropout": 0, "global_batch": 16, "micro_batch": 2 * LARGEST_BATCH}
+    how = {"backend": backend, "layout": layout, "global_batch": 16, "micro_batch": 2 * LARGEST_BATCH}
     undisturbed = _train(make_tiny_spec("undisturbed", **how))
     for module in (TinyObjective, Shipped):
         monkeypatch.setattr(module, "forward", module.forward)  # to be put back
@@ -364,8 +364,8 @@ def test_memory_is_saved_where_activations_are_recomputed(make_tiny_spec: MakeSp
     not (shutil.which("g++") or shutil.which("cl")), reason="torch.compile needs a C++ compiler, and there is none"
 )
 def test_a_compiled_objective_learns_the_same(make_tiny_spec: MakeSpec) -> None:
-    compiled = make_tiny_spec("compiled", epochs=1, dropout=0, layout={"compile": True})
-    assert _difference(_train(make_tiny_spec("plain", epochs=1, dropout=0)), _train(compiled)) < 1e-5
+    compiled = make_tiny_spec("compiled", epochs=1, layout={"compile": True})
+    assert _difference(_train(make_tiny_spec("plain", epochs=1)), _train(compiled)) < 1e-5
 
 
 def test_bf16_learns_nearly_the_same(make_tiny_spec: MakeSpec) -> None:

@@ -28,7 +28,7 @@ ROWS_PER_CALL = 8
 
 
 class TinyTrain(TrainSettings):
-    """Masks of `dropout` are drawn for a micro-batch as a whole: above 0, other micro-batches learn something else."""
+    """Beside what every workload has, how much is dropped."""
 
     ghost_batch: int = 2
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
