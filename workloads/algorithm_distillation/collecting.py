@@ -40,10 +40,11 @@ def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
         if not is_whole(work, name):
             rng = np.random.default_rng([settings.seed, int(name.removeprefix("part-"))])
             source = source_named(settings.source)(environment, tasks[part[:, 0]], rng, episodes=settings.episodes)
-            histories = learn(source, environment(tasks[part[:, 0]]), rng, episodes=settings.episodes, noise=settings.noise)
+            rooms, noise = environment(tasks[part[:, 0]]), settings.share_at_random
+            histories = learn(source, rooms, rng, episodes=settings.episodes, noise=noise)
             write_part(work, name, histories, part)
     index = {"environment": settings.environment, "source": settings.source, "episodes": settings.episodes}
-    write_json(work / INDEX, {**index, "noise": settings.noise, "tasks": tasks.tolist(), "parts": list(parts)})
+    write_json(work / INDEX, {**index, "noise": settings.share_at_random, "tasks": tasks.tolist(), "parts": list(parts)})
     shutil.copytree(work, raw, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
 
 

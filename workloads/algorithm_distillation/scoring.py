@@ -122,8 +122,8 @@ def meanings(settings: RolloutEvaluate, metrics: Iterable[str]) -> dict[str, str
     return {
         METRIC: f"Mean return in the last {settings.last} episodes of a rollout with frozen weights, divided by the optimum.",
         "first_episode": "The same in the first episode, before anything could be learnt in context.",
-        "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes, with the steps that "
-        "were made at random in them (download.noise); the model makes none.",
+        "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes, with the steps, "
+        "if any, that were made at random in them (download.noise); the model makes none.",
         "random": "What random actions get.",
         "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number; all of this one "
         "training: other seeds and splits may differ by more. From",

@@ -17,12 +17,17 @@ from contracts.settings import (
     TrainSettings,
 )
 
+# Sources that learn from their own actions alone: one that chance made in their place would be taken for theirs.
+ON_POLICY = ("ppo",)
+USUAL_NOISE = 0.1
+
 
 class HistoryDownload(DownloadSettings):
     """What is collected where no `sources` are named: `num_samples` learning histories, spread evenly over the tasks.
 
     `source` is the algorithm that learns, `noise` the share of its steps that are made at random instead; those are context
-    and no targets. `num_tasks` takes so many of the environment's tasks, drawn once; None takes them all.
+    and no targets. None: a tenth, and none where the source must act itself. `num_tasks` takes so many of the environment's
+    tasks, drawn once; None takes them all.
     """
 
     environment: Literal["darkroom", "darkroom_permuted", "dark_key_to_door"] = "darkroom"
@@ -30,8 +35,23 @@ class HistoryDownload(DownloadSettings):
     num_samples: Annotated[int, Field(ge=1)] = 5670
     num_tasks: Annotated[int, Field(ge=3)] | None = None
     episodes: Annotated[int, Field(ge=1, le=1000)] = 24
-    noise: Share = 0.1
+    noise: Share | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def share_at_random(self) -> float:
+        """Of the steps, where `noise` is None too."""
+        usual = 0.0 if self.source in ON_POLICY else USUAL_NOISE
+        return usual if self.noise is None else self.noise
+
+    @model_validator(mode="after")
+    def _acts_itself(self) -> Self:
+        if self.noise and self.source in ON_POLICY:
+            raise ValueError(
+                f"noise {self.noise:g}: {self.source} explores by itself, and would learn from the steps that chance made as if they "
+                "were its own. Leave noise null, or let another source learn"
+            )
+        return self
 
 
 class HistoryParse(ParseSettings):

@@ -73,6 +73,17 @@ def test_random_steps_are_marked_and_as_many_as_asked_for() -> None:
     assert not histories[:, :, -1, RANDOM].any()
 
 
+def test_ppo_learns_from_its_own_actions_alone(tmp_path: Path) -> None:
+    """It takes what was done for what it did: a step that chance made in its place would be taught as its own."""
+    settings = {"source": "ppo", "num_samples": 30, "num_tasks": 3, "episodes": 2}
+    collect(tmp_path / "raw", HistoryDownload.model_validate(settings), tmp_path / "store")
+    histories = Histories(tmp_path / "raw")
+    assert histories.index["noise"] == 0 and not histories.array("part-00000")[..., RANDOM].any()
+    with pytest.raises(ValueError, match=r"noise 0\.1: ppo explores by itself.* Leave noise null"):
+        HistoryDownload.model_validate({**settings, "noise": 0.1})
+    HistoryDownload.model_validate({**settings, "source": "explorer", "noise": 0.1})
+
+
 def test_the_noisy_optimum_marks_its_own_random_steps_and_means_none_but_good_ones() -> None:
     tasks = some_tasks("darkroom", 200)
     moments = learnt("darkroom", "noisy_optimum", tasks, episodes=5)
