@@ -16,21 +16,17 @@ import numpy as np
 import torch
 
 from benchmarks.conditions import load_now, write_result
-from benchmarks.distillation import FACTS, TASKS, histories
+from benchmarks.distillation import FACTS, NAME, TASKS, exported, histories
 from cli.use import preset_file
-from contracts.files import write_json
 from contracts.settings import read_params
-from contracts.workload import Graph, Run
+from contracts.workload import Run
 from engine.torch_runtime import torch_run
-from serving.runtime import open_run
-from tasks.export import describe_graph, write_onnx
 from workloads.algorithm_distillation.graph import graphs
 from workloads.algorithm_distillation.moments import ACTION
 from workloads.algorithm_distillation.objective import DistillationObjective, build, make_optimizer
 from workloads.algorithm_distillation.rolling import play
 from workloads.algorithm_distillation.settings import DistillationSettings
 
-NAME = "algorithm_distillation"
 NUM_STEPS, NUM_TASKS, LEAST_ACTIONS = 5, 3, 1000
 BAR = f"after {NUM_STEPS} steps of training at least {LEAST_ACTIONS} actions, all of them equal by torch and by ONNX Runtime"
 
@@ -73,16 +69,6 @@ def trained(objective: DistillationObjective, settings: DistillationSettings) ->
         loss.backward()
         optimizer.step()
         yield float(loss.detach())
-
-
-def exported(made: dict[str, Graph], settings: DistillationSettings, folder: Path) -> Run:
-    """The graphs as ONNX Runtime has them."""
-    for name, graph in made.items():
-        write_onnx(graph, folder / "graphs" / f"{name}.onnx", settings.export)
-    described = {"workload": NAME, "settings": {}, "facts": {}, "recipe": "fp32"}
-    graphs_described = {name: describe_graph(name, graph) for name, graph in made.items()}
-    write_json(folder / "artifact.json", {**described, "graphs": graphs_described})
-    return open_run(folder, threads=1)
 
 
 def played(run: Run, settings: DistillationSettings, name: str, seconds: dict[str, float]) -> np.ndarray:
