@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # What runs and benchmarks write themselves says nothing of the code.
-WRITTEN = ("dvc.lock", "benchmarks/results")
+WRITTEN = ("dvc.lock", "benchmarks/results", "docs/images")
 
 
 def git_state() -> dict[str, Any] | None:

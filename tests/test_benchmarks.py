@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import conditions
+from benchmarks import conditions, in_context
+from benchmarks.distillation import judged
+from benchmarks.in_context import Learner, chart_of, row_of
 from contracts.files import read_json
 
 
@@ -24,3 +26,46 @@ def test_a_result_names_its_command_with_its_options_and_no_folder_of_this_machi
     assert found["git"] is None or len(found["git"]["revision"]) == 40
     assert (found["bar"], found["met"], found["load_before"], found["rows"]) == ("none", True, 0.12, [1])
     assert found["cpu"] and found["cores"] and str(tmp_path) not in (tmp_path / "ranks.json").read_text()
+
+
+def test_a_bar_is_met_where_its_worst_row_meets_it() -> None:
+    fast, slow = (
+        {"rollouts": 64, "ratio": 60.0, "ratio_by_torch": 31.0},
+        {"rollouts": 1, "ratio": 31.0, "ratio_by_torch": 29.0},
+    )
+    others = {"training": [{"ratio": 60.0}], "histories": [{"ratio": 25.0}, {"ratio": 20.0}]}
+    found = judged({**others, "playing": [fast, slow]})
+    assert found["bars_met"] == {"training": True, "playing": False, "histories": True} and not found["met"]
+    assert [(row["met"], row["met_by_torch"]) for row in found["playing"]] == [(True, True), (True, False)]
+    assert judged({**others, "playing": [fast]})["met"]
+    assert not judged({**others, "playing": [fast], "histories": [{"ratio": 25.0}, {"ratio": 19.0}]})["met"]
+
+
+def test_a_row_of_other_settings_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(in_context, "reached", lambda project, core: made.append(project) or {"curve": "0.100 0.900"})
+    learner = Learner("default", "ppo", split=0, seed=0)
+    first = row_of(learner, tmp_path, 0)
+    assert row_of(learner, tmp_path, 0) == first and len(made) == 1
+    assert first["code"] is None or len(first["code"]["revision"]) == 40
+    monkeypatch.setitem(in_context.OTHER_SOURCES, "ppo", {"download": {"episodes": 7}})
+    assert row_of(learner, tmp_path, 0)["made_of"] != first["made_of"] and len(made) == 2
+
+
+def test_the_chart_of_trainings_shows_their_mean_and_how_far_they_lie_apart() -> None:
+    shared = {"source": "explorer", "random": 0.01, "source_curve": "0.100 0.500"}
+    rows = [{"preset": "default", **shared, "curve": curve} for curve in ("0.000 0.900", "0.200 1.000")]
+    rows += [
+        {"preset": "compressed", **shared, "curve": "0.100 0.800"},
+        {"preset": "default", "source": "ppo", "refused_by": "parse"},
+    ]
+    chart = chart_of(rows)
+    means = {name: y for name, (_, y) in chart.lines.items()}
+    assert means == {
+        "plain AD": pytest.approx([0.1, 0.95]),
+        "compressed AD": [0.1, 0.8],
+        "source": [0.1, 0.5],
+        "random": [0.01] * 2,
+        "optimum": [1.0] * 2,
+    }
+    assert chart.main == "plain AD" and chart.bands["plain AD"] == (pytest.approx([0, 0.9]), pytest.approx([0.2, 1]))
