@@ -29,15 +29,17 @@ def test_a_result_names_its_command_with_its_options_and_no_folder_of_this_machi
 
 
 def test_a_bar_is_met_where_its_worst_row_meets_it() -> None:
-    fast, slow = (
+    fast, slow, alone = (
         {"rollouts": 64, "ratio": 60.0, "ratio_by_torch": 31.0},
-        {"rollouts": 1, "ratio": 31.0, "ratio_by_torch": 29.0},
+        {"rollouts": 64, "ratio": 31.0, "ratio_by_torch": 29.0},
+        {"rollouts": 1, "ratio": 14.0, "ratio_by_torch": 9.0},
     )
     others = {"training": [{"ratio": 60.0}], "histories": [{"ratio": 25.0}, {"ratio": 20.0}]}
     found = judged({**others, "playing": [fast, slow]})
     assert found["bars_met"] == {"training": True, "playing": False, "histories": True} and not found["met"]
     assert [(row["met"], row["met_by_torch"]) for row in found["playing"]] == [(True, True), (True, False)]
-    assert judged({**others, "playing": [fast]})["met"]
+    found = judged({**others, "playing": [fast, alone]})
+    assert found["met"] and not found["playing"][1]["met"]
     assert not judged({**others, "playing": [fast], "histories": [{"ratio": 25.0}, {"ratio": 19.0}]})["met"]
 
 
