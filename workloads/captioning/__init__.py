@@ -53,11 +53,14 @@ class Captioning:
 
     def prepare(self, records: Records, settings: CaptioningSettings, facts: Facts, folder: Path) -> dict[str, Any]:
         from workloads.captioning.base import captions_of
-        from workloads.captioning.bases import describe, not_pretrained
+        from workloads.captioning.bases import describe, not_pretrained, on_the_hub
         from workloads.captioning.features import Features, keeps_features
 
         captions = None if facts["embedded"] else captions_of(records.split("train"))
         found = describe(settings.prepare, folder, captions=captions)
+        for part in ("encoder", "decoder"):
+            if on_the_hub(found[part]):
+                print(f"{part} {found[part]['name']} at commit {found[part]['revision']}, which the stages after keep to")
         if warning := not_pretrained(found):
             print(f"warning: {warning}", file=sys.stderr)
         if "not_llava" in found:

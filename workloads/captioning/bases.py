@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ ENCODERS = {
     "vit": "ViTModel",
 }
 
+# Weights of a vision model that come after what captioning takes from it: a checkpoint may be without them.
+UNREAD = re.compile(r"(^|\.)(head|pooler)\.")
 
 # What those that are made on the spot have learnt from, where the data are a user's own.
 LEARNT_FROM = {"encoder": "from drawn digits and has never seen a photograph", "decoder": "from these captions alone"}
@@ -30,28 +33,31 @@ LEARNT_FROM = {"encoder": "from drawn digits and has never seen a photograph", "
 
 def describe(settings: CaptioningPrepare, folder: Path, *, captions: Sequence[str] | None = None) -> dict[str, Any]:
     """Facts on the base models, enough to build them without weights: where they come from, their configurations, the
-    tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`
-    first; where the data are not the embedded ones, the language model from `captions`, and `made` says which parts they are.
-    `reached` has the figures of each part that was made, `not_llava` why LLaVA cannot hold the language model, where it cannot.
+    tokenizer, and what the encoder's processor does to a picture. Those that the settings do not name are made below `folder`,
+    after the others were found; where the data are not the embedded ones, the language model from `captions`, and `made` says
+    which parts they are. `reached` has the figures of each part that was made, `not_llava` why LLaVA cannot hold the language model, where it cannot.
 
     Raises:
         SlipwayError: when a model cannot be had, or is none of those that captioning can use.
     """
+    from transformers import AutoImageProcessor
+
     from workloads.captioning import base
     from workloads.captioning.llava import unfit
+    from workloads.captioning.processor import picture
 
     kinds = {"encoder": "vision", "decoder": "language"}
-    missing = [part for part in kinds if getattr(settings, part) is None]
+    named = {part: pinned(getattr(settings, part)) for part in kinds if getattr(settings, part)}
+    missing = [part for part in kinds if part not in named]
     made = base.make(folder, settings.base_steps, kinds=[kinds[part] for part in missing], captions=captions)
-    encoder = settings.encoder or Base(name=made["vision"].as_posix())
-    decoder = settings.decoder or Base(name=made["language"].as_posix())
+    encoder, decoder = (named.get(part) or Base(name=made[kind].as_posix()) for part, kind in kinds.items())
     reached = {part: read_json(made[kinds[part]] / base.REACHED) for part in missing}
     text = _text_config(decoder)
     not_llava = unfit(text)
     return {
         "encoder": _described(encoder, _vision_config(encoder)),
         "decoder": _described(decoder, text),
-        "picture": _picture(encoder),
+        "picture": picture(opened(AutoImageProcessor.from_pretrained, encoder), name=encoder.name),
         "tokenizer": _tokenizer(decoder),
         **({"made": missing} if missing and captions is not None else {}),
         **({"reached": reached} if reached else {}),
@@ -82,13 +88,36 @@ def reached(facts: Facts) -> str | None:
 
 
 def _described(base: Base, config: Any) -> dict[str, Any]:
-    """Name, the commit that its revision was when it was looked up, the configuration and, of a folder, what its weights are."""
+    """Name, the hub's commit, the configuration and, of a folder, what its weights are."""
     return {
         "name": base.name,
-        "revision": getattr(config, "_commit_hash", None) or base.revision,
+        "revision": base.revision,
         "config": config.to_dict(),
         "sha256": weights_of(Path(base.name)),
     }
+
+
+def pinned(base: Base) -> Base:
+    """A model of the hub by the commit that its revision is now, or was when this machine last asked, where the hub cannot be
+    reached. A folder as it is.
+
+    Raises:
+        SlipwayError: when the hub has no such model or revision, or cannot be reached and never was.
+    """
+    if Path(base.name).is_dir():
+        return base
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionResolutionError
+
+    try:
+        return Base(name=base.name, revision=HfApi().resolve_revision(base.name, revision=base.revision).resolved)
+    except (OSError, ValueError, RevisionResolutionError) as error:
+        raise _unopened(base, " ".join(str(error).split())) from None
+
+
+def on_the_hub(described: Mapping[str, Any]) -> bool:
+    """Whether a base model is the hub's, at its commit, and no folder's."""
+    return described["sha256"] is None
 
 
 def weights_of(folder: Path) -> str | None:
@@ -127,34 +156,6 @@ def _text_config(base: Base) -> Any:
     return config
 
 
-def _picture(base: Base) -> dict[str, Any]:
-    """What the encoder's own processor does: size in pixels, whether it is cut from the middle of a picture and how long that one's
-    shorter side is then (`resize`), resampling (Pillow's number), mean and deviation of a channel.
-
-    Raises:
-        SlipwayError: when it cuts the middle from a stretched picture.
-    """
-    from transformers import AutoImageProcessor
-
-    processor = opened(AutoImageProcessor.from_pretrained, base)
-    size = dict(processor.size)
-    side = size.get("height") or size.get("shortest_edge")
-    crop = bool(getattr(processor, "do_center_crop", False))
-    if crop and not size.get("shortest_edge"):
-        raise SlipwayError(
-            f"prepare.encoder {base.name}: its processor cuts the middle from a picture stretched to {size}; captioning knows"
-            " processors that stretch, and those that scale the shorter side (shortest_edge) and cut"
-        )
-    return {
-        "size": int(dict(processor.crop_size)["height"] if crop else side),  # pyright: ignore[reportArgumentType]
-        "resize": int(side),  # pyright: ignore[reportArgumentType]
-        "crop": crop,
-        "resample": int(processor.resample),
-        "mean": [float(value) for value in processor.image_mean],
-        "std": [float(value) for value in processor.image_std],
-    }
-
-
 def _tokenizer(base: Base) -> dict[str, Any]:
     """The tokenizer as its library's own JSON, and the token that ends a caption."""
     from transformers import AutoTokenizer
@@ -180,8 +181,31 @@ def opened(opener: Any, base: Base) -> Any:
     try:
         return opener(base.name, revision=base.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SlipwayError(f"the base model {base.name} (revision {base.revision}) cannot be opened: {reason}") from None
+        raise _unopened(base, str(error).splitlines()[0]) from None
+
+
+def _unopened(base: Base, reason: str) -> SlipwayError:
+    return SlipwayError(f"the base model {base.name} (revision {base.revision}) cannot be opened: {reason}")
+
+
+def opened_whole(kind: Any, base: Base, *, unread: re.Pattern[str] | None = None) -> Any:
+    """A model of a class of transformers in float32, every weight of which the checkpoint has, but for those that `unread` finds.
+
+    Raises:
+        SlipwayError: when it cannot be had, or lacks weights, which transformers would draw at random.
+    """
+    import torch
+
+    how = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    model, found = opened(lambda name, **options: kind.from_pretrained(name, **how, **options), base)
+    missing = sorted(name for name in found["missing_keys"] if not (unread and unread.search(name)))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise _unopened(
+            base,
+            f"its weights are those of another model, without {', '.join(missing[:3])}{more} of a {type(model).__name__}",
+        )
+    return model
 
 
 def num_features(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -193,9 +217,8 @@ def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
     """Encoder and language model with their base weights, in float32.
 
     Raises:
-        SlipwayError: when one cannot be had, or is another than when it was described.
+        SlipwayError: when one cannot be had or lacks weights, or is another than when it was described.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     for part in ("encoder", "decoder"):
@@ -204,17 +227,9 @@ def loaded_models(facts: Facts) -> tuple[nn.Module, nn.Module]:
                 f"prepare.{part}: the weights in {facts[part]['name']} are not those that prepare found there, which features and"
                 " facts are of: run the prepare stage again (slipway run captioning --force prepare)"
             )
-
-    classes = _vision_class(facts["encoder"]["config"]["model_type"])
-    return tuple(  # pyright: ignore[reportReturnType]
-        opened(
-            lambda name, *, opener=opener, **options: opener.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, **options
-            ),
-            Base(name=facts[part]["name"], revision=facts[part]["revision"]),
-        )
-        for part, opener in (("encoder", classes), ("decoder", AutoModelForCausalLM))
-    )
+    encoder, decoder = (Base(name=facts[part]["name"], revision=facts[part]["revision"]) for part in ("encoder", "decoder"))
+    seeing = _vision_class(facts["encoder"]["config"]["model_type"])
+    return opened_whole(seeing, encoder, unread=UNREAD), opened_whole(AutoModelForCausalLM, decoder)
 
 
 def empty_models(facts: Facts) -> tuple[nn.Module, nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads.captioning.bases import opened
+from workloads.captioning.bases import opened, opened_whole
 from workloads.captioning.settings import Base
 
 PROMPT = "A photo depicts "
@@ -30,8 +30,7 @@ class Judge:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = opened(lambda name, **how: CLIPModel.from_pretrained(name, use_safetensors=True, **how), base)
-        self._model: Any = model.float().eval().to(self._device)
+        self._model: Any = opened_whole(CLIPModel, base).eval().to(self._device)
         self._processor, self._tokenizer = (
             opened(kind.from_pretrained, base) for kind in (AutoImageProcessor, AutoTokenizer)
         )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 from contracts.workload import Card, Facts
-from workloads.captioning.bases import num_features
+from workloads.captioning.bases import num_features, on_the_hub
 from workloads.captioning.settings import CaptioningSettings
 
 # Below the published one: what transformers opens, what peft opens, and what the latter adapts where no hub has that.
 FOLDER, ADAPTER, BASE = "transformers", "adapter", "base"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 HERE = """In this folder, which `huggingface_hub.snapshot_download("ORGANISATION/NAME")` fetches from the hub,"""
 USE = f"""{HERE} `{FOLDER}` opens with transformers, without code of anybody else's:
 
@@ -69,8 +64,3 @@ def adapter(settings: CaptioningSettings, facts: Facts, *, alone: bool) -> str:
     opened = OPENED.replace("BASE", f'"{name}", revision="{revision}"' if hub else f'"{BASE}"')
     lines = opened if alone else f"{opened}\n\n{SAID}"
     return f"{PARTS}\n\n```python\n{lines}\n```"
-
-
-def on_the_hub(described: Mapping[str, Any]) -> bool:
-    """Whether a base model came from there, at a commit: a folder has none."""
-    return bool(COMMIT.fullmatch(described["revision"] or ""))

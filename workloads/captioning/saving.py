@@ -8,10 +8,11 @@ from typing import Any
 
 from contracts.files import remove, write_json
 from contracts.workload import Facts
+from workloads.captioning.bases import on_the_hub
 from workloads.captioning.graph import merged
 from workloads.captioning.llava import as_llava
 from workloads.captioning.model import Captioner
-from workloads.captioning.presenting import ADAPTER, BASE, FOLDER, not_llava, on_the_hub
+from workloads.captioning.presenting import ADAPTER, BASE, FOLDER, not_llava
 from workloads.captioning.writing import write_model
 
 IMAGE = "<image>"

@@ -54,7 +54,7 @@ def said_by_the_lines_of(page: str, *folders: Path) -> list[str]:
 
 
 def on_the_hub(facts: dict[str, Any]) -> dict[str, Any]:
-    return {**facts, "decoder": {**facts["decoder"], "name": "somebody/words", "revision": COMMIT}}
+    return {**facts, "decoder": {**facts["decoder"], "name": "somebody/words", "revision": COMMIT, "sha256": None}}
 
 
 def moved_away(tiny: Tiny, folder: Path, *, encoder: str) -> tuple[Path, str]:

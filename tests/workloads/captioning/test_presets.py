@@ -44,8 +44,9 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], int, int, float]] = {
 
 @pytest.fixture
 def hub(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `prepare` looks up on the hub, from here: configurations, the pictures' processor, and a tokenizer of another size."""
+    """What `prepare` looks up on the hub, from here: commits, configurations, the pictures' processor, and a tokenizer of another size."""
     import transformers
+    from huggingface_hub import HfApi, ResolvedRevision
 
     def config(name: str, **options: Any) -> Any:
         if name in TOWERS:
@@ -66,6 +67,8 @@ def hub(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
         return transformers.SiglipImageProcessor(size={"height": side, "width": side})
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.folder / "decoder")
+    commit = ResolvedRevision(resolved="0123456789" * 4, initial="main")
+    monkeypatch.setattr(HfApi, "resolve_revision", lambda api, name, *, revision: commit)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", processor)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **options: tokenizer)
