@@ -46,8 +46,8 @@ class Captioner(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, settings: CaptioningTrain) -> None:
         super().__init__()
-        freeze(encoder, layers=settings.unfreeze_encoder)
-        freeze(decoder, layers=settings.unfreeze_decoder)
+        freeze(encoder, layers=settings.unfreeze_encoder, setting="train.unfreeze_encoder")
+        freeze(decoder, layers=settings.unfreeze_decoder, setting="train.unfreeze_decoder")
         self.encoder = encoder
         self.projection = Projection(
             encoder.config.hidden_size,  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
@@ -98,11 +98,17 @@ def pooled(features: torch.Tensor, num: int | None) -> torch.Tensor:
     return nn.functional.avg_pool2d(grid, side // wanted).flatten(2).transpose(1, 2)
 
 
-def freeze(model: nn.Module, *, layers: int) -> None:
-    """Let nothing of a transformer train but its last `layers` layers."""
+def freeze(model: nn.Module, *, layers: int, setting: str) -> None:
+    """Let nothing of a transformer train but its last `layers` layers, as `setting` says.
+
+    Raises:
+        SlipwayError: when it has fewer.
+    """
     model.requires_grad_(False)
     if layers:
         stack = max((one for one in model.modules() if isinstance(one, nn.ModuleList)), key=len)
+        if layers > len(stack):
+            raise SlipwayError(f"{setting} = {layers}: the {model.config.model_type} has {len(stack)} layers")  # pyright: ignore
         for layer in list(stack)[-layers:]:
             layer.requires_grad_(True)
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from contracts.errors import SlipwayError
 from contracts.workload import load
 from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import base, scoring
-from workloads.captioning.bases import describe
+from workloads.captioning.bases import describe, loaded_models
+from workloads.captioning.objective import build
 from workloads.captioning.seeing import normalized, sized
 from workloads.captioning.settings import BaseSteps, CaptioningPrepare, CaptioningSettings
 from workloads.captioning.words import Words
 
+SQUARE = {"height": 48, "width": 48}
 OWN = ["Ein Hund läuft über die Straße", "a dog on the beach", "a dog in the snow", "two dogs on the beach"] * 4
 
 
@@ -76,6 +79,123 @@ def test_other_encoders_go_through_prepare_and_training_alike(tiny: Tiny, tmp_pa
     losses[0].backward()
     gradients = [value.grad for value in objective.parameters() if value.requires_grad]
     assert gradients and all(one is not None for one in gradients)
+
+
+def write_whole(folder: Path, kind: str) -> Any:
+    """A random model of which captioning takes a part, saved over the encoder in `folder`, as the hub has them; gives that part."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seeing = {**sizes, "image_size": 48, "patch_size": 16}
+    if kind == "vit":
+        whole: Any = transformers.ViTForImageClassification(transformers.ViTConfig(**seeing))
+    else:
+        config, model = (getattr(transformers, f"{kind}{name}") for name in ("Config", "Model"))
+        whole = model(config(vision_config=seeing, text_config={**sizes, "vocab_size": 40}))
+    whole.save_pretrained(folder / "encoder")
+    return (whole.vit if kind == "vit" else whole.vision_model).eval()
+
+
+@pytest.mark.parametrize(("encoder", "kind"), [("siglip", "Siglip"), ("clip", "CLIP"), ("vit", "vit")])
+def test_the_encoder_of_a_model_that_does_more_sees_what_it_sees_in_there(tmp_path: Path, encoder: str, kind: str) -> None:
+    """As the presets name them: SiglipModel and CLIPModel with their second towers, ViT with a classifier and without its pooler."""
+    bases = write_bases(tmp_path, encoder=encoder)
+    tower = write_whole(tmp_path, kind)
+    facts = describe(CaptioningPrepare.model_validate(bases), tmp_path)
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        ours, theirs = (
+            model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+            for model in (loaded_models(facts)[0].eval(), tower)
+        )
+    assert torch.equal(ours, theirs) and ours.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("part", "dropped", "said"),
+    [
+        ("encoder", "layers.1.mlp.fc1.weight", "without .*layers.1.mlp.fc1.weight of a SiglipVisionModel"),
+        ("encoder", "layers.1.", "without .*layers.1.* and 13 more of a SiglipVisionModel"),
+        ("decoder", "model.norm.weight", "without model.norm.weight of a LlamaForCausalLM"),
+    ],
+)
+def test_weights_that_a_checkpoint_lacks_are_named_and_not_drawn_at_random(
+    tmp_path: Path, part: str, dropped: str, said: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    bases = write_bases(tmp_path)
+    weights = tmp_path / part / "model.safetensors"
+    save_file(
+        {name: value for name, value in load_file(weights).items() if dropped not in name},
+        weights,
+        metadata={"format": "pt"},
+    )
+    facts = describe(CaptioningPrepare.model_validate(bases), tmp_path)
+    with pytest.raises(SlipwayError, match=rf"the base model .*{part} .* cannot be opened: its weights are .*{said}"):
+        loaded_models(facts)
+
+
+def described_picture(folder: Path, **how: Any) -> tuple[dict[str, Any], Any]:
+    """What `prepare` knows of the processor of a SigLIP or, where it crops, of a CLIP, and the processor."""
+    from transformers import AutoImageProcessor, CLIPImageProcessor, SiglipImageProcessor
+
+    crops = "crop_size" in how or "do_center_crop" in how
+    bases = write_bases(folder, encoder="clip" if crops else "siglip")
+    (CLIPImageProcessor if crops else SiglipImageProcessor)(**how).save_pretrained(folder / "encoder")
+    picture = describe(CaptioningPrepare.model_validate(bases), folder)["picture"]
+    return picture, AutoImageProcessor.from_pretrained(folder / "encoder")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        {"do_rescale": False, "image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+    ids=str,
+)
+def test_pixels_are_the_numbers_that_the_encoder_s_own_processor_makes_of_them(tmp_path: Path, how: dict[str, Any]) -> None:
+    picture, processor = described_picture(tmp_path, size=SQUARE, **how)
+    image = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    theirs = processor(images=image, return_tensors="np")["pixel_values"]
+    assert normalized(sized(image, picture)[None], picture) == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"do_resize": False}, r"leaves pictures as large as they are \(do_resize is false\)"),
+        ({"size": {"height": 48, "width": 64}}, "makes pictures 64 pixels wide and 48 high"),
+        ({"size": {"shortest_edge": 48}}, r"scales pictures to {'shortest_edge': 48} and cuts nothing"),
+        (
+            {"size": {"shortest_edge": 48}, "do_center_crop": False},
+            r"scales pictures to {'shortest_edge': 48} and cuts nothing",
+        ),
+        (
+            {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 40}},
+            "makes pictures 40 pixels wide and 48 high",
+        ),
+        ({"size": SQUARE, "crop_size": SQUARE}, "cuts the middle from a picture stretched to"),
+        ({"size": SQUARE, "do_pad": True}, "pads pictures"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_processor_that_does_what_captioning_does_not_is_refused_in_words(
+    tmp_path: Path, how: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SlipwayError, match=rf"prepare.encoder .*encoder: its processor {said}.*; captioning knows"):
+        described_picture(tmp_path, **how)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_more_layers_than_there_are_cannot_be_unfrozen(tiny: Tiny, part: str) -> None:
+    with pytest.raises(SlipwayError, match=rf"train.unfreeze_{part} = 3: the (siglip_vision_model|llama) has 2 layers"):
+        build(tiny.with_train(**{f"unfreeze_{part}": 3}), tiny.facts, pretrained=False)
+    build(tiny.with_train(**{f"unfreeze_{part}": 2}), tiny.facts, pretrained=False)
 
 
 @pytest.mark.parametrize("size", [(97, 48), (64, 120), (33, 30)])
