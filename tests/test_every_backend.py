@@ -111,8 +111,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Callabl
 def learn_the_same(spec: RunSpec, other: RunSpec, train: Train) -> None:
     """Train to the weights of another run and to their average."""
     train(spec)
-    assert difference(last_weights(spec), last_weights(other)) < TOLERANCE
-    assert difference(best_weights(spec), best_weights(other)) < TOLERANCE
+    assert difference(*(with_gradients(last_weights(one)) for one in (spec, other))) < TOLERANCE
+    assert difference(*(with_gradients(best_weights(one)) for one in (spec, other))) < TOLERANCE
+
+
+def with_gradients(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the bias of attention's keys: softmax does not see it, so that its gradient is what rounding leaves of nothing, and Adam
+    makes steps of the usual size of that."""
+    return {name: value for name, value in weights.items() if not name.endswith(".k_proj.bias")}
 
 
 def resume_to_the_same_bits(spec: RunSpec, train: Train) -> None:
@@ -302,12 +308,15 @@ def test_compressed_distillation_learns_nearly_the_same_in_half_precision(
     assert 0 < difference(last_weights(spec), last_weights(single)) < 0.02
 
 
+UNFROZEN = {"unfreeze_encoder": 1, "unfreeze_decoder": 1, "unfrozen_rate": 1e-3, "contrast": 0.5, "ghost_batch": 2}
+
+
 @pytest.mark.slow
 def test_two_ranks_draw_by_weights_and_lengths_what_one_draws_and_resume_to_the_same_bits(
     make_small_spec: SmallSpec, train: Train, tmp_path: Path
 ) -> None:
-    spec = make_small_spec("captioning", "ddp")
-    spec.settings["train"]["length_buckets"] = 3
+    """The spec has what captioning trains at most: layers of both base models, the encoder in every step, and a contrast."""
+    spec = make_small_spec("captioning", "ddp", length_buckets=3, **UNFROZEN)
     num = len(Records.open(Path(spec.records), root=Path(spec.root)).split("train"))
     np.save(tmp_path / "sampling_weights.npy", np.where(np.arange(num) % 3, 0.5, 3.0))
     spec = replace(spec, sampling_weights=str(tmp_path / "sampling_weights.npy"))
@@ -317,3 +326,4 @@ def test_two_ranks_draw_by_weights_and_lengths_what_one_draws_and_resume_to_the_
     resume_to_the_same_bits(spec, train)
     train(replace(plain, sampling_weights=None))
     assert difference(last_weights(single), last_weights(plain)) > 100 * TOLERANCE
+    assert {"encoder", "projection", "decoder"} <= {name.split(".")[1] for name in last_weights(single)}
