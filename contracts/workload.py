@@ -110,13 +110,15 @@ class Chart:
 @dataclass(frozen=True)
 class Scores:
     """What an evaluation found. `metrics` by name; `rows` a table with a row a class (or type of question); `charts` to draw;
-    `meanings` says in a sentence what a metric, or a column of the table, means; `notes` what else must be known of them."""
+    `meanings` says in a sentence what a metric, or a column of the table, means; `notes` what else must be known of them.
+    `elsewhere` are metrics that data of this kind cannot have, and why: a limit of one limits nothing here."""
 
     metrics: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]] = ()
     charts: Sequence[Chart] = ()
     meanings: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def write_scores(output: Path, scores: Scores, others: Mapping[str, Scores], *, 
     write_json(output / "metrics.json", {**metrics, "num": num})
     scores = dataclasses.replace(scores, charts=[compared(chart, others) for chart in scores.charts])
     charts = [dataclasses.asdict(chart) for chart in scores.charts]
-    told = {"meanings": dict(scores.meanings), "notes": list(scores.notes)}
+    told = {"meanings": dict(scores.meanings), "notes": list(scores.notes), "elsewhere": dict(scores.elsewhere)}
     told["beside"] = {name: dict(one.metrics) for name, one in others.items()}
     write_json(
         output / "details" / "scores.json", plain({"metrics": metrics, "rows": list(scores.rows), "charts": charts, **told})

@@ -55,12 +55,16 @@ class Captioning:
         from workloads.captioning.base import captions_of
         from workloads.captioning.bases import describe, not_pretrained, on_the_hub
         from workloads.captioning.features import Features, keeps_features
+        from workloads.captioning.words import Words, cut
 
-        captions = None if facts["embedded"] else captions_of(records.split("train"))
-        found = describe(settings.prepare, folder, captions=captions)
+        captions = captions_of(records.split("train"))
+        found = describe(settings.prepare, folder, captions=None if facts["embedded"] else captions)
         for part in ("encoder", "decoder"):
             if on_the_hub(found[part]):
                 print(f"{part} {found[part]['name']} at commit {found[part]['revision']}, which the stages after keep to")
+        found["caption_tokens"] = Words(found["tokenizer"]).counted(captions)
+        if warning := cut(found["caption_tokens"], longest=settings.train.longest):
+            print(f"warning: {warning}", file=sys.stderr)
         if warning := not_pretrained(found):
             print(f"warning: {warning}", file=sys.stderr)
         if "not_llava" in found:

@@ -21,9 +21,18 @@ from workloads.captioning.cider import cider_d
 from workloads.captioning.phrases import DIGITS, HELD_OUT, OPPOSITE, Thing, understand
 from workloads.captioning.settings import CaptioningSettings
 from workloads.captioning.terms import groups, rates, words
+from workloads.captioning.words import cut
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 KINDS = ("digit", "colour", "size", "relation")
+ATTRIBUTES = (
+    *(f"{kind}_accuracy" for kind in KINDS),
+    "attribute_accuracy",
+    "attribute_accuracy_without_size",
+    "attribute_accuracy_new_pairs",
+    "exact_match",
+)
+NO_SCENES = "only the embedded data have attributes to get right"
 NOTHING = "nothing"
 CLIP = {
     "clip_score": "CLIPScore (Hessel et al. 2021) by the model of evaluate.clip: 2.5 times the cosine of picture and caption, at"
@@ -57,8 +66,10 @@ def score(measures: Iterable[Measure], settings: CaptioningSettings, facts: Fact
     }
     charts = [_lengths(captions, references), _terms(captions, references), *_digit_charts(judged)]
     said, notes = (CLIP, []) if settings.evaluate.clip else ({}, [WITHOUT_CLIP])
-    notes = [note for note in (not_pretrained(facts), reached(facts), blindness(metrics), *notes) if note]
-    return Scores(metrics, _rows(judged), charts, {**meanings(), **said}, notes)
+    too_long = cut(facts.get("caption_tokens", {}), longest=settings.train.longest)
+    notes = [note for note in (not_pretrained(facts), reached(facts), too_long, blindness(metrics), *notes) if note]
+    elsewhere = {} if facts.get("embedded", True) else dict.fromkeys(ATTRIBUTES, NO_SCENES)
+    return Scores(metrics, _rows(judged), charts, {**meanings(), **said}, notes, elsewhere)
 
 
 def quality_of(caption: str, references: Sequence[str]) -> float:
@@ -197,13 +208,14 @@ def _attribute_metrics(judged: Sequence[Judged]) -> dict[str, float]:
     seen, new = [[each for each in judged if each.new_pair == wanted] for wanted in (False, True)]
     found = {f"{kind}_accuracy": _share_right(seen, kind) for kind in KINDS}
     found |= {"attribute_accuracy": _share_right(seen), "attribute_accuracy_new_pairs": _share_right(new)}
+    found["attribute_accuracy_without_size"] = _share_right(seen, "digit", "colour", "relation")
     found |= {"exact_match": _mean([each.exact for each in seen]) if seen else None}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _share_right(judged: Sequence[Judged], kind: str | None = None) -> float | None:
-    """The share of attributes (of one kind) that are right; None where there are none."""
-    right = [one for each in judged for name, one in each.right if kind in (None, name)]
+def _share_right(judged: Sequence[Judged], *kinds: str) -> float | None:
+    """The share of attributes (of some kinds, or of all) that are right; None where there are none."""
+    right = [one for each in judged for name, one in each.right if name in (kinds or KINDS)]
     return _mean(right) if right else None
 
 
@@ -289,7 +301,10 @@ def meanings() -> Mapping[str, str]:
         "attribute_accuracy": "Share of a scene's attributes (of each thing digit, colour and whether it is small; of two"
         f" things the relation) that the caption gets right, {pairs}; things are compared from left to right or from above"
         " to below. All count alike, so it hides how often digits are right: see digit_accuracy.",
-        "attribute_accuracy_new_pairs": "The same of scenes with a pair of digit and colour that no caption of train names.",
+        "attribute_accuracy_without_size": "The same without size, which of a thing's attributes is right most often.",
+        "attribute_accuracy_new_pairs": "As attribute_accuracy, of scenes with a pair of digit and colour that no caption of train"
+        " names. A base language model made on the spot has read texts that do name such pairs, and its encoder has seen them:"
+        " what is new is to say them of a picture.",
         "digit_accuracy": f"Share of digits that are right, {pairs}.",
         "colour_accuracy": f"Share of colours that are right, {pairs}.",
         "size_accuracy": f"Share of things rightly called small or not, {pairs}.",

@@ -19,12 +19,14 @@ from contracts.workload import load
 from engine.stream import Stream
 from engine.validation import Validator
 from engine.weights import rebuilt, save_weights
+from workloads.captioning.base import language
 from workloads.captioning.dataset import CaptioningDataset
 from workloads.captioning.llava import unfit
 from workloads.captioning.model import adapted, pooled
 from workloads.captioning.objective import build, logits_at, make_optimizer
+from workloads.captioning.phrases import COLOURS, DIGITS, OPPOSITE, Thing, phrasings
 from workloads.captioning.settings import CaptioningTrain, Lora
-from workloads.captioning.words import IGNORED
+from workloads.captioning.words import IGNORED, Words
 
 
 def batch_of(tiny: Any, rows: range, **train: Any) -> dict[str, torch.Tensor]:
@@ -93,10 +95,41 @@ def test_every_caption_ends_with_the_token_that_ends_it_and_it_is_a_label(tiny: 
     assert last == [tiny.facts["tokenizer"]["end"]] * 12
 
 
-def test_a_caption_that_is_too_long_is_cut_before_its_end(tiny: Any) -> None:
-    labels = batch_of(tiny, range(6), longest=4)["labels"]
-    assert labels.shape[1] == 4
-    assert (labels[:, 3] == tiny.facts["tokenizer"]["end"]).all()
+def test_a_caption_that_is_too_long_is_cut_and_teaches_no_end(tiny: Any) -> None:
+    whole, labels = (batch_of(tiny, range(6), **train)["labels"] for train in ({}, {"longest": 3}))
+    assert torch.equal(labels, whole[:, :3])
+    assert not (labels == tiny.facts["tokenizer"]["end"]).any()
+
+
+def test_a_caption_that_just_fits_keeps_its_end(tiny: Any) -> None:
+    words, caption = Words(tiny.facts["tokenizer"]), "a red seven"
+    whole = words.ids(caption, longest=64)
+    assert words.ids(caption, longest=len(whole)) == whole and whole[-1] == words.end
+    assert words.ids(caption, longest=len(whole) - 1) == whole[:-1]
+
+
+def test_how_many_captions_are_cut_is_said_by_prepare_and_beside_the_scores(tiny: Any, capsys: Any) -> None:
+    counted = tiny.facts["caption_tokens"]
+    num, longest = sum(counted.values()), max(map(int, counted))
+    assert num == sum(len(record.targets["captions"]) for record in tiny.records.split("train"))
+    short, total = (
+        tiny.with_train(longest=longest - 1),
+        f"({counted[str(longest)]:,} of {num:,}) have more than {longest - 1} tokens",
+    )
+    workload, facts = load("captioning"), {name: tiny.facts[name] for name in ("num_records", "embedded")}
+    for settings, said in ((tiny.settings, False), (short, True)):
+        workload.prepare(tiny.records, settings, facts, tiny.folder / "prepare")
+        assert (total in capsys.readouterr().err) == said
+        notes = workload.score([], settings, tiny.facts).notes
+        assert any(total in one and f"train.longest: {longest} takes them whole" in one for one in notes) == said
+
+
+def test_no_caption_of_the_embedded_data_set_is_cut() -> None:
+    """Not even where every byte was a token of its own."""
+    things = [Thing(digit, colour, small=True) for digit in DIGITS for colour in COLOURS]
+    captions = [caption for one in things for relation in (*OPPOSITE, None) for caption in phrasings([one, one], relation)]
+    longest = 1 + max(len(caption.encode()) for caption in captions)
+    assert longest <= CaptioningTrain().longest and longest < language.LONGEST
 
 
 def test_two_micro_batches_have_the_gradient_of_one(tiny: Any) -> None:

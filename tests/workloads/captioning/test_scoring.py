@@ -234,6 +234,7 @@ def test_pairs_not_seen_in_training_are_counted_apart() -> None:
     assert metrics["attribute_accuracy"] == pytest.approx(9 / 10)
     assert metrics["digit_accuracy"] == pytest.approx(2 / 3)
     assert metrics["colour_accuracy"] == metrics["size_accuracy"] == metrics["relation_accuracy"] == 1
+    assert metrics["attribute_accuracy_without_size"] == pytest.approx(6 / 7)
     assert metrics["exact_match"] == 0.5
     colour, digit = new_pair().split()
     assert metrics["attribute_accuracy_new_pairs"] == pytest.approx(((digit == "one") + (colour == "red") + 1) / 3)
@@ -250,6 +251,14 @@ def test_what_a_split_cannot_tell_is_left_out() -> None:
     assert "attribute_accuracy" not in score(one("a cat", "a cat")).metrics
     seen = score(scene("a red seven", ONE)).metrics
     assert seen["attribute_accuracy"] == 1 and {"attribute_accuracy_new_pairs", "relation_accuracy"}.isdisjoint(seen)
+
+
+def test_metrics_of_scenes_are_of_no_other_data() -> None:
+    measured = [one("a cat", "a cat")]
+    own, embedded = (scoring.score(measured, CaptioningSettings(), {"embedded": is_one}) for is_one in (False, True))
+    judged = score(scene("a red seven", TWO), scene("a red one", new_pair())).metrics
+    assert set(own.elsewhere) == {name for name in judged if "accuracy" in name or name == "exact_match"}
+    assert not embedded.elsewhere and set(own.elsewhere) <= set(own.meanings)
 
 
 def test_the_charts_say_which_digits_are_taken_for_which() -> None:

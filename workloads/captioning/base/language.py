@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH, LAYERS, HEADS = 128, 3, 4
 VOCABULARY, OWN_VOCABULARY = 1024, 4096
-# Tokens of a caption.
+# Tokens of a caption with its end; one that is cut has none.
 LONGEST = 128
 NUM_SCENES, BATCH = 16_000, 64
 LEARNING_RATE, WARMUP = 3e-3, 50
@@ -54,7 +54,7 @@ def train(folder: Path, steps: int, *, captions: list[str] | None = None) -> dic
     )
     model: Any = _empty(tokenizer)
     rows = [
-        (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"][:LONGEST], tokenizer.eos_token_id])
+        (tokenizer(before)["input_ids"], [*tokenizer(after)["input_ids"], tokenizer.eos_token_id][:LONGEST])
         for before, after in pairs
     ]
 
