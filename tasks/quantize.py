@@ -231,7 +231,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 def compare_on_test(
     bench: Bench, test: Records, fp32: Run, home: Path | None, winner: Candidate | None
 ) -> list[dict[str, Any]]:
-    """Rows of comparison.json: torch, fp32 and the winner on the test split, timed in turn on one thread."""
+    """Rows of comparison.json: torch, fp32 and the winner on the test split, by all metrics, timed in turn on one thread."""
     import torch
 
     from engine.torch_runtime import torch_run
@@ -244,14 +244,17 @@ def compare_on_test(
     ]
     if home and winner:
         contenders.append((winner.name, open_run(home), num_bytes(home)))
-    metrics = {name: trained.metric(run, test, f"scoring {name} on test") for name, run, _ in contenders}
+    metrics = {name: trained.metrics(run, test, f"scoring {name} on test") for name, run, _ in contenders}
     single = {"torch": torch_run(graphs, "cpu"), "fp32": open_run(bench.source, threads=1)}
     if home and winner:
         single[winner.name] = open_run(home, threads=1)
     with one_torch_thread():
         times = interleaved(single, bench.laps, seconds=bench.settings.timing_seconds)
+    main = trained.workload.metric.name
     return [
-        {"name": name, "metric": metrics[name], "bytes": size, "latency_ms": times[name]} for name, _, size in contenders
+        {"name": name, "metric": found[main], "bytes": size, "latency_ms": times[name], "metrics": found}
+        for name, _, size in contenders
+        for found in (metrics[name],)
     ]
 
 

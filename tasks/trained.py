@@ -107,9 +107,13 @@ class Trained:
         measures = list(track(self.measure(run, records), title, total=len(records)))
         return self.workload.score(measures, self.settings, self.facts), measures
 
+    def metrics(self, run: Run, records: Records, title: str) -> dict[str, float]:
+        """All that the workload counts of `records`, by name."""
+        return {name: float(value) for name, value in self.score(run, records, title)[0].metrics.items()}
+
     def metric(self, run: Run, records: Records, title: str) -> float:
         """The workload's one number for `records`."""
-        return float(self.score(run, records, title)[0].metrics[self.workload.metric.name])
+        return self.metrics(run, records, title)[self.workload.metric.name]
 
 
 def plain(value: Any) -> Any:

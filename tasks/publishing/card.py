@@ -6,14 +6,12 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from contracts import workload as workloads
 from contracts.files import read_json
 from contracts.workload import Card, HasCard
-
-if TYPE_CHECKING:
-    from tasks.publishing.release import Release
+from tasks.publishing.release import Release, shipped_row
 
 TEMPLATE = "model_card.md.j2"
 
@@ -67,14 +65,18 @@ def front_matter(
     metrics: Mapping[str, Any],
     lineage: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the hub reads: license, library, task, what it was made of, tags, and the measured results as a model-index."""
+    """What the hub reads: license, library, task, what it was made of, tags, and the measured results as a model-index: those of what
+    ships, and torch's where nothing else has them."""
     kind = release.workload.replace("_", "-")
+    shipped = {release.metric: release.value, **shipped_row(comparison).get("metrics", {})}
     results = [
-        {"type": release.metric, "value": release.value, "name": f"{release.metric} ({comparison['chosen']}, as shipped)"}
+        {"type": key, "value": value, "name": f"{key} ({by})"}
+        for key, value, by in (
+            *((key, value, f"{comparison['chosen']}, as shipped") for key, value in shipped.items()),
+            *((key, value, "torch") for key, value in metrics.items() if key not in shipped),
+        )
+        if isinstance(value, float) and not key.startswith("num_")  # counts are no scores
     ]
-    for key, value in metrics.items():
-        if isinstance(value, float) and not key.startswith("num_"):  # counts are no scores
-            results.append({"type": key, "value": value, "name": f"{key} (torch)"})
     data = {"name": data_name(lineage), "type": "custom", "split": "test"}
     measured = {"task": {"type": told.task or kind}, "dataset": data, "metrics": results}
     header = {

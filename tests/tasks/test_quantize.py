@@ -115,7 +115,7 @@ def test_a_lower_metric_may_be_the_better_one() -> None:
 def test_a_model_that_has_learnt_nothing_ships_as_fp32_and_does_not_pass(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trained, "metric", lambda *arguments: 0.0)
+    monkeypatch.setattr(Trained, "metrics", lambda *arguments: {"accuracy": 0.0})
     rows, comparison = ship(recipes=["int8", "int8_dynamic"])
     assert comparison["chosen"] == "fp32" and comparison["passed"] is False
     assert comparison["reason"] == "fp32 on val: its accuracy is 0, so it has learnt nothing"

@@ -55,6 +55,7 @@ def test_one_s_own_photographs_go_through_every_stage(
     params["captioning"]["train"] |= {"epochs": 2, "prefix_tokens": 1}  # and so transformers.js gets no graphs of its own
     params["captioning"]["evaluate"] = {"longest": 8}
     params["captioning"]["plan"] = {"backend": "single", "preflight": "never"}
+    params["captioning"]["publish"]["least"] = {"attribute_accuracy": 0.85}  # as the default has it, for the embedded data
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for stage in STAGES[:-1]:
         importlib.import_module(f"tasks.{stage}").run("captioning")
@@ -79,3 +80,4 @@ def test_one_s_own_photographs_go_through_every_stage(
         assert told["cider"] == 0 and "has learnt nothing" in str(error)
     else:
         assert list(Path("registry").rglob("artifact.json"))
+        assert "the limit of attribute_accuracy (publish) limits nothing here: only the embedded" in capfd.readouterr().out

@@ -111,7 +111,13 @@ def test_the_ladder_chooses_among_eight_and_four_bits_and_says_why(
     words = "the budget is 0.0%" if chosen == "fp32" else f"{2 / int4_takes:.2f} times as fast as fp32"
     assert words in rows["int4"]["reason"] and candidates["reason"].startswith(f"{chosen} ships: ")
     assert [row["name"] for row in comparison["rows"]] == ["torch", "fp32", *({chosen} - {"fp32"})]
+    torch, ships = comparison["rows"][0]["metrics"], comparison["rows"][-1]["metrics"]
+    assert (
+        set(torch) == set(ships) >= {"cider", "rougeL", "attribute_accuracy"}
+        and ships["cider"] == comparison["rows"][-1]["metric"]
+    )
     if chosen == "int4":
+        assert ships["rougeL"] != torch["rougeL"], "it is what ships that was measured"
         encoder, *decoders = (f"graphs/{name}.onnx" for name in ("encoder", "prefill", "decode"))
         assert (OUTPUT / encoder).read_bytes() == (EXPORTED / encoder).read_bytes()
         for decoder in decoders:
