@@ -14,16 +14,23 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
 
 from benchmarks.conditions import load_now, spread, write_result
+from benchmarks.embedded import cpu_plan
 from contracts.workload import load
-from engine.weights import frozen_bases, save_weights
+from engine.backends.single import Single
+from engine.checkpoint import Checkpoints, copied
+from engine.ema import Average
+from engine.loop import Standing
+from engine.validation import Validator
+from engine.weights import distinct, save_weights
 from workloads.captioning.bases import empty_models
 from workloads.captioning.model import Captioner
 from workloads.captioning.objective import CaptioningObjective, make_optimizer
@@ -70,14 +77,14 @@ def main() -> None:
             times[name].append(way() / BATCH)
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value[-1]:.2f} s" for name, value in times.items()), flush=True)
     ratios = {name: median(p / o for p, o in zip(times["plain"], times[name], strict=True)) for name in BARS}
-    sizes = {
-        name: size_of(write, objective) for name, write in (("weights", write_weights), ("checkpoint", write_checkpoint))
-    }
     losses = learn(objective, batch)
+    sizes = bytes_written(objective, batch)
     write_result(
         "captioning",
-        bar=", ".join(f"{name} >= {bar} x plain" for name, bar in BARS.items()) + ", file of what was learnt <= 12 MB",
-        met=all(ratios[name] >= bar for name, bar in BARS.items()) and sizes["weights"] <= WEIGHTS_BAR,
+        bar=", ".join(f"{name} >= {bar} x plain" for name, bar in BARS.items())
+        + ", the file of the best weights, which has what trains alone, <= 12 MB; the checkpoint that a run goes on from has the"
+        " optimiser's two moments of each of them too, and is not held to that",
+        met=all(ratios[name] >= bar for name, bar in BARS.items()) and sizes["best_weights"] <= WEIGHTS_BAR,
         load=before,
         ratio_median=ratios,
         seconds_per_sample={name: spread(values) for name, values in times.items()},
@@ -88,27 +95,25 @@ def main() -> None:
     )
 
 
-def size_of(write: Callable[[Any, Path], None], objective: Any) -> int:
-    """Bytes of the file that `write` writes."""
+def bytes_written(objective: Any, batch: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The sizes of what the engine writes of a run, by its own hands: the weights of the best epoch, and the checkpoint, after a step
+    (at a rate of 0)."""
+    workload, nobody = load("captioning"), cast(Any, ())
+    settings = workload.Settings()
+    backend = Single(cpu_plan("single", ranks=1, micro_batch=BATCH, global_batch=BATCH))
+    backend.prepare(objective, lambda module: workload.optimizer(module, settings), settings.train.clip_norm)
+    average = Average(backend.weights(), decay=settings.train.ema_decay)
+    backend.backward(objective(batch)["loss"])
+    backend.step(rate=0.0, scale=1.0)
+    learnt = copied(distinct(Validator(workload, objective, settings, FACTS, nobody).learnt()))
+    state = {**backend.state(), "average": average.state(backend), "standing": vars(Standing())}
     with tempfile.TemporaryDirectory() as folder:
-        write(objective, Path(folder) / "file")
-        return (Path(folder) / "file").stat().st_size
-
-
-def write_weights(objective: Any, path: Path) -> None:
-    """What is kept of the best epoch, and what the later stages read."""
-    left_out = frozen_bases(load("captioning"), objective)
-    save_weights({name: value for name, value in objective.state_dict().items() if name not in left_out}, path)
-
-
-def write_checkpoint(objective: Any, path: Path) -> None:
-    """What a run goes on from: the same, and the optimiser's two moments of it."""
-    optimizer = _optimizer(objective)
-    for value in objective.parameters():
-        value.grad = torch.zeros_like(value) if value.requires_grad else None
-    optimizer.step()
-    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
-    torch.save({"weights": trained, "optimizer": optimizer.state_dict()["state"]}, path)
+        best = Path(folder) / "best.safetensors"
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", fingerprint="benchmark")
+        checkpoints.save(1, state, first=partial(save_weights, learnt, best))
+        checkpoints.wait()
+        files = checkpoints.found()[-1].folder.iterdir()
+        return {"best_weights": best.stat().st_size, "checkpoint": sum(file.stat().st_size for file in files)}
 
 
 def make(prefix_tokens: int | None) -> Any:
@@ -156,7 +161,7 @@ def learn(objective: Any, batch: dict[str, torch.Tensor], *, steps: int = 3) -> 
     losses = []
     for _ in range(steps):
         loss = objective(batch)["loss"]
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

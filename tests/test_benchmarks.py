@@ -1,14 +1,17 @@
-"""A measurement says what made it: the command as it was given, the code, the day and the machine."""
+"""A measurement says what made it (the command as it was given, the code, the day and the machine), and a bar is met by all it asks for."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import conditions, in_context
+from benchmarks import conditions, generation, in_context
 from benchmarks.distillation import judged
 from benchmarks.in_context import Learner, chart_of, row_of
 from contracts.files import read_json
@@ -71,3 +74,22 @@ def test_the_chart_of_trainings_shows_their_mean_and_how_far_they_lie_apart() ->
         "optimum": [1.0] * 2,
     }
     assert chart.main == "plain AD" and chart.bands["plain AD"] == (pytest.approx([0, 0.9]), pytest.approx([0.2, 1]))
+
+
+def test_a_caption_that_differs_in_one_turn_is_not_counted_as_equal() -> None:
+    turns = itertools.count()
+
+    def changing(images: list[Any]) -> list[list[int]]:
+        return [[1, 2, int(next(turns) == 1)], *([1, 2, 0] for _ in images[1:])]
+
+    images = [np.zeros((1, 1, 3), np.uint8)] * 3
+    found = generation.compare(changing, lambda images: [[1, 2, 0] for _ in images], images, 3)
+    assert (found["captions"], found["equal"], len(found["ratios"])) == (3, 2, generation.TURNS)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "captions", "equal", "met"),
+    [(2.0, 200, 200, True), (1.9, 200, 200, False), (9, 200, 199, False), (9, 4, 4, False)],
+)
+def test_a_bar_is_met_by_enough_captions_that_are_all_equal(ratio: float, captions: int, equal: int, met: bool) -> None:
+    assert generation.is_met({"ratio_median": ratio, "captions": captions, "equal": equal}) == met
