@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -107,6 +108,11 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         assert scores <= set(metrics) and all(metrics[one] > 0 for one in ("cider", "rougeL", "meteor_exact_stem"))
         report = (project / "data" / "report" / name / "report.html").read_text(encoding="utf-8")
         assert "of unseen handwriting the encoder tells digit " in report and "ended at a training loss of " in report
+        told = json.loads((project / "data" / "evaluate" / name / "details" / "told.json").read_text())
+        assert told["without_before"] is None and "Before training and after" in report
+        assert told["rows"] and any(row["before"] != row["after"] for row in told["rows"])
+        for row in told["rows"]:
+            assert all(html.escape(row[when], quote=False) in report for when in ("key", "before", "after"))
         _said(project, *readme_command(".venv/bin/slipway quality captioning"))
         assert json.loads((project / "data" / "quality" / name / "quality.json").read_text())
         _said(project, *readme_command(".venv/bin/slipway caption my-pictures"))

@@ -10,11 +10,12 @@ import torch
 
 from cli.use import presets_of
 from contracts.settings import read_params, validate
-from contracts.workload import load
+from contracts.workload import ROOT, load
 from tests.workloads.captioning.conftest import Tiny
 from workloads.captioning.bases import describe
 from workloads.captioning.objective import build, make_optimizer
 
+GUIDE = ROOT / "docs" / "workloads" / "captioning.md"
 # As their config.json on the hub has them; the towers of SigLIP-base are transformers' own defaults.
 TOWERS: dict[str, dict[str, int]] = {
     "google/siglip-base-patch16-224": {},
@@ -99,3 +100,15 @@ def test_a_preset_builds_the_originals_model_and_trains_what_the_original_traine
 def test_every_preset_that_names_base_models_is_built_here() -> None:
     named = {name for name, path in presets_of("captioning").items() if read_params(path).get("prepare", {}).get("encoder")}
     assert named == set(SIZES)
+
+
+@pytest.mark.parametrize("preset", ["distilvit", "distilvit-360m", "distilvit-large"])
+def test_the_lines_of_the_guide_that_choose_a_data_set_are_the_presets(preset: str) -> None:
+    sources = read_params(presets_of("captioning")[preset])["download"]["sources"]
+    lines = [f'- {{address: "{one["address"]}", into: {one["into"]}}}' for one in sources]
+    guide, file = (path.read_text(encoding="utf-8") for path in (GUIDE, presets_of("captioning")[preset]))
+    assert [one["into"] for one in sources] == ["flickr30k", "coco", "pexels"]
+    assert all(line in guide and line in file for line in lines)
+    for one in sources:
+        alone = validate(load("captioning").Settings, {"download": {"sources": [one]}}, where=preset)
+        assert [source.into for source in alone.download.sources] == [one["into"]]

@@ -67,7 +67,7 @@ def test_a_caption_stands_on_the_page_in_a_browser(served: tuple[Server, Path, d
     with browser(tmp_path) as tab:
         tab.open(running.address)
         tab.until("document.getElementById('facts').children.length")
-        tab.choose("#file", picture)
+        tab.drop("#stage", picture)
         tab.until("document.querySelector('#frame img')?.naturalWidth")
         assert tab.until("document.getElementById('caption').textContent") == expected["caption"]
         assert json.loads(tab.value("document.getElementById('json').textContent")) == expected
