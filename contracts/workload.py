@@ -391,9 +391,18 @@ def settings_of(name: str, params: Path = Path("params.yaml")) -> Settings:
 
 
 def code_of(name: str) -> dict[str, str]:
-    """The SHA-256 of each source file of a workload, by its path in the workload's folder."""
+    """The SHA-256 of each file that makes a workload what it is, by its path in the workload's folder: a network may be a YAML file."""
     here = ROOT / "workloads" / name
     return {
         path.relative_to(here).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(here.rglob("*.py"))
+        for path in sorted(here.rglob("*"))
+        if path.is_file() and _is_code(path.relative_to(here))
     }
+
+
+def _is_code(path: Path) -> bool:
+    """Whether a file of a workload's folder is more than a text about it, a preset, which params.yaml has a copy of, or a trace of
+    other programs."""
+    about = path.parts[0] in ("presets", "docs") or path.name.startswith("README")
+    left = any(part.startswith(".") or part == "__pycache__" for part in path.parts) or path.name.endswith("~")
+    return not (about or left)

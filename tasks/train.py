@@ -13,12 +13,14 @@ from tasks.plan import current_plan
 from tasks.preflight import before_training
 from tasks.stage import folder, stage_main
 from tasks.training import training_run
+from tasks.unfinished import announce
 
 
 def run(workload: str) -> None:
     """Train `workload` as params.yaml says, going on from an interrupted run of the same settings and data."""
     settings = settings_of(workload)
     spec = training_run(workload, settings, current_plan(workload, settings))
+    announce(spec)
     before_training(spec, settings)
     from engine.launch import launch
 

@@ -15,9 +15,12 @@ from contracts.files import write_json
 from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import load
+from engine.checkpoint import Checkpoints
 from engine.loop import Loop
+from tasks import train as train_stage
 from tasks.train import collect
 from tasks.training import training_run
+from tasks.unfinished import announce
 from tests.engine.tiny_ranks import join_the_house
 from tests.engine.tiny_workload import NAME, write_rows
 
@@ -82,6 +85,24 @@ def test_other_code_of_the_workload_is_another_run_and_its_checkpoints_are_refus
     assert run_of().fingerprint == before.fingerprint
 
 
+def test_code_is_every_file_of_the_workload_but_presets_and_what_is_written_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network may be a YAML file, whose edit keeps the shapes of the weights."""
+    monkeypatch.setattr(workload, "ROOT", tmp_path)
+    here = tmp_path / "workloads" / NAME
+    code = ["__init__.py", "models/net.yaml", "words.txt"]
+    for name in [*code, "presets/small.yaml", "docs/page.md", "README.md", "__pycache__/a.pyc", ".cache/b", "words.txt~"]:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    assert sorted(workload.code_of(NAME)) == code
+    before = run_of().fingerprint
+    (here / "presets" / "small.yaml").write_text("train: {epochs: 2}")
+    assert run_of().fingerprint == before
+    (here / "models" / "net.yaml").write_text("activation: ReLU")
+    assert run_of().fingerprint != before
+
+
 def test_other_records_or_facts_are_another_run() -> None:
     runs = [run_of()]
     write_json(Path("data/prepare") / NAME / "facts.json", {"prepared": "elsewhere"})
@@ -90,3 +111,52 @@ def test_other_records_or_facts_are_another_run() -> None:
     write_rows(Path("data/parse") / NAME, num_train=31, num_val=9)
     runs.append(run_of())
     assert len({run.fingerprint for run in runs}) == len(runs)
+
+
+def left_at(spec: RunSpec, step: int) -> RunSpec:
+    """The run, begun and left after some steps."""
+    announce(spec)
+    checkpoints = Checkpoints(Path(spec.output) / "checkpoints", fingerprint=spec.fingerprint)
+    checkpoints.save(step, {})
+    checkpoints.wait()
+    return spec
+
+
+def test_a_training_that_begins_anew_says_what_sets_it_apart_from_an_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workload, "ROOT", tmp_path)
+    source = tmp_path / "workloads" / NAME / "model.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("NUM_BLOCKS = 2\n")
+    before = left_at(run_of(learning_rate=0.02), 700)
+    announce(before)
+    assert capsys.readouterr().out == "", "nothing is left behind by a run that goes on"
+    source.write_text("NUM_BLOCKS = 3\n")
+    write_json(Path("data/prepare") / NAME / "facts.json", {"prepared": "elsewhere"})
+    after = run_of(learning_rate=0.01)
+    announce(after)
+    said = capsys.readouterr().out
+    assert (
+        f"an unfinished training of 700 steps is left in {before.output}, whose fingerprint is {before.fingerprint[:12]}"
+        in said
+    )
+    assert f"begins at step 0, as fingerprint {after.fingerprint[:12]}" in said
+    assert "settings of train (learning_rate 0.02, now 0.01); data (facts); code of the workload (model.py)." in said
+    Path(before.output, "result.json").touch()
+    announce(after)
+    assert capsys.readouterr().out == "", "the other one is over"
+
+
+def test_the_stage_says_so_before_it_checks_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise SlipwayError("checked")
+
+    left_at(run_of(), 700)
+    Path("params.yaml").write_text(f"{NAME}:\n  train: {{global_batch: 8, ghost_batch: 2, seed: 1}}\n")
+    monkeypatch.setattr(train_stage, "before_training", refuse)
+    with pytest.raises(SlipwayError, match="checked"):
+        train_stage.run(NAME)
+    assert "what differs: settings of train (seed 0, now 1)" in capsys.readouterr().out
