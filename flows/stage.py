@@ -32,10 +32,18 @@ ADVICE = re.compile(
 )
 
 
+# How DVC tells what a stage's own command ended with; its own status says only that one has failed.
+OWN_STATUS = re.compile(r"failed to run: .*, exited with (\d+)$")
+
+
 class StageFailed(SlipwayError):
-    """A stage ended with an error. `refused` tells that the stage itself said why: trying again would say the same."""
+    """A stage ended with an error. `refused` tells that the stage itself said why: trying again would say the same. `status` is what
+    its command ended with, where it ended by itself (75: interrupted, 76: hung)."""
 
     def __init__(self, address: str, status: int, tail: list[str]) -> None:
+        found = [match for line in tail if (match := OWN_STATUS.search(line))]
+        if found and (own := int(found[-1][1])):
+            self.status = status = own
         said = [place for place, line in enumerate(tail) if line.startswith("error: ")]
         self.refused = bool(said)
         lines = tail[said[0] :] if said else tail

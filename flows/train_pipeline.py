@@ -58,11 +58,16 @@ def run_pipeline(workload: str | None, forced: Callable[[Sequence[Stage]], Seque
             upstream = [states[name] for name in stage.before]
             state = stage_task(stage)(stage, force=stage.name in force, wait_for=upstream, return_state=True)
             if not state.is_completed():
-                return Failed(message=state.message or f"{stage.address} did not complete")
+                return Failed(message=state.message or f"{stage.address} did not complete", data=_failure(state))
             states[stage.name] = state
             log.info("%-12s %-9s %8.1f s", stage.name, OUTCOMES[state.name or "Completed"], time.monotonic() - start)
         show_artifacts(workload, stages)
     return Completed(message=f"{len(stages)} stages of {workload}")
+
+
+def _failure(state: State[Any]) -> Any:
+    """What a state that is not completed was caused by, where it was an error."""
+    return state.result(raise_on_failure=False) if state.is_failed() else None
 
 
 def _known(names: Sequence[str], stages: Sequence[Stage]) -> set[str]:
@@ -75,7 +80,7 @@ def run_flow(workload: str | None = None, *, force: Sequence[str] = ()) -> None:
     """Run the pipeline from a terminal and print what came of it; starts a Prefect server where the user has none.
 
     Raises:
-        SlipwayError: with the last lines of the stage that failed.
+        SlipwayError: with the last lines of the stage that failed, and its status.
     """
     signal.signal(signal.SIGTERM, _end)
     workload, stages = read_graph(workload)
@@ -83,7 +88,9 @@ def run_flow(workload: str | None = None, *, force: Sequence[str] = ()) -> None:
     need_server()
     state: State[Any] = train_pipeline(workload, list(force), return_state=True)
     if not state.is_completed():
-        raise SlipwayError(state.message or "the pipeline did not complete")
+        error, failure = SlipwayError(state.message or "the pipeline did not complete"), _failure(state)
+        error.status = failure.status if isinstance(failure, SlipwayError) else SlipwayError.status
+        raise error
     print_results(workload)
 
 
@@ -101,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
         run_flow(*arguments)
     except SlipwayError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         print("stopped: the next run goes on from here", file=sys.stderr)
         return 130

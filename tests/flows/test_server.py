@@ -125,13 +125,16 @@ def test_cancelling_a_run_ends_every_process_of_its_training(served: Served, cli
 
 
 def test_a_stage_that_fails_is_a_failed_run_with_its_last_lines(served: Served, client: SyncPrefectClient) -> None:
-    settings(served, "{steps: 1, seconds: 0.01, fails: true}")
+    settings(served, "{steps: 1, seconds: 0.01, fails: 76}")
     flow_run = ended(client, submit(client))
     assert flow_run.state is not None and flow_run.state.is_failed()
     assert "error: params.yaml: fit.fails is set; remove it" in (flow_run.state.message or "")
     states = tasks(client, flow_run.id)
     assert states["fit@tiny"] == "Failed" and "quantize@tiny" not in states
     assert attempts(client, flow_run.id) == 1, "what a stage itself refuses was tried again"
+    slipway, *_ = readme_command(".venv/bin/slipway run segmentation")
+    said = run_command([slipway, "run"], served.folder, served.variables, status=76)
+    assert "error: params.yaml: fit.fails is set; remove it" in said
 
 
 def test_a_stage_that_crashes_is_tried_again(served: Served, client: SyncPrefectClient) -> None:

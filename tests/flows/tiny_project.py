@@ -83,7 +83,7 @@ elif stage == "fit":
         os._exit(9)
     if settings.get("fails"):
         print("error: params.yaml: fit.fails is set; remove it", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(settings["fails"])
     folder("fit").joinpath("model").write_text(pathlib.Path("data/fetch", workload, "raw.txt").read_text() + str(settings["steps"]))
     folder("fit").joinpath("result.json").write_text(json.dumps({"accuracy": 0.9, "seconds": {"total": 1.5}}))
 elif stage == "finish":
