@@ -23,6 +23,8 @@ from typing import Any, TextIO
 import orjson
 
 STARTING, WAITING_FOR_DATA, READING, IDLE, FINISHED = "starting", "waiting for data", "reading", "idle", "finished"
+# What one call does for a whole split or a whole model, and so cannot say how it gets on.
+SCORING, WRITING = "scoring", "writing the checkpoint"
 SLOT = 32768  # bytes; more than MAX_KEYS keys and HISTORY collectives can take
 HEADER = struct.Struct("<II")  # checksum and length of what follows
 MAX_KEYS, KEY_LENGTH = 32, 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -14,9 +15,11 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json, remove, replace_when_complete, write_json
+from engine.beacon import WRITING, mark
 
 # A manifest's hash of the rest of it: a damaged fingerprint would be taken for another run's.
 OWN_HASH = "manifest_sha256"
+GROWTH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,29 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when nothing is being written any more; raise what went wrong."""
         if self._writer is not None:
-            self._writer.join()
+            self._watched(self._writer)
             self._writer = None
         if self._failure is not None:
             raise self._failure
+
+    def _watched(self, writer: threading.Thread) -> None:
+        """Wait for the writer; while what it writes grows, this process says that it goes on."""
+        mark(WRITING)
+        seen = self._num_written()
+        while writer.is_alive():
+            writer.join(GROWTH_SECONDS)
+            if (now := self._num_written()) != seen:
+                seen = now
+                mark(WRITING)
+        mark("saving")
+
+    def _num_written(self) -> int:
+        """The bytes on disk of what is not complete yet, the best weights beside the checkpoints among it."""
+        size = 0
+        for path in (*self.folder.parent.glob(".*.partial"), *self.folder.glob(".*.partial/*")):
+            with contextlib.suppress(FileNotFoundError):  # it has just been completed
+                size += path.stat().st_size
+        return size
 
     def _write(self, step: int, state: dict[str, Any], first: Callable[[], object]) -> None:
         try:

@@ -260,6 +260,8 @@ def _failure(spec: RunSpec, output: Path, status: int, *, starved: bool) -> _End
     """
     errors = errors_in(output)
     own = own_errors(errors)
+    if own and own[0]["kind"] == "LostLoader":
+        return _lost_loader(own[0], starved=starved)
     if own:
         first = own[0]
         known = first["kind"] in ("SlipwayError", "OutOfMemory")
@@ -274,3 +276,11 @@ def _failure(spec: RunSpec, output: Path, status: int, *, starved: bool) -> _End
     story = f"{names} ended without a word (status {status}): killed, perhaps for want of memory"
     started = any((output / "beacons").glob("rank-*.beacon"))
     return _End(cause="lost" if started else "never started", story=story)
+
+
+def _lost_loader(error: dict[str, Any], *, starved: bool) -> _End:
+    """A rank without one of its loader processes is as good as lost."""
+    rank = error["rank"]
+    if starved:
+        return _End(cause="OutOfMemory", story=f"memory ran out, and the system killed a loader process of rank {rank}")
+    return _End(cause="lost", story=f"rank {rank} lost a loader process ({error['message'].strip().rstrip('.')})")

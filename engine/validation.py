@@ -13,7 +13,7 @@ from contracts.records import Records
 from contracts.settings import Settings
 from contracts.workload import Facts, HasShortcut, Measure, Scores, Workload
 from engine.backends.single import Single
-from engine.beacon import mark
+from engine.beacon import SCORING, mark
 from engine.parts import load_weights
 from engine.torch_runtime import torch_run
 from engine.weights import frozen_bases
@@ -37,8 +37,15 @@ class Validator:
             mark("validating", keys=[f"record {count} of {len(share)}"])
             measures.append(measure)
         gathered = backend.gather(measures)
-        scores = self.workload.score(_interleaved(gathered), self.settings, self.facts) if gathered else Scores({})
+        scores = self._scored(_interleaved(gathered)) if gathered else Scores({})
         return backend.broadcast(dict(scores.metrics))
+
+    def _scored(self, measures: list[Measure]) -> Scores:
+        """What the workload makes of the measures of the whole split, while the other ranks wait."""
+        mark(SCORING, keys=[])
+        scores = self.workload.score(measures, self.settings, self.facts)
+        mark("validating")
+        return scores
 
     def measure(self, records: Records, device: torch.device) -> Iterator[Measure]:
         """What the workload measures of records by the weights that were loaded last, through its shortcut where it has one."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -15,6 +17,9 @@ from contracts.files import write_json
 from contracts.run import RunSpec
 from engine import beacon
 
+# What torch says where a loader process was killed, or is gone without its reason.
+LOST_LOADER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal|exited unexpectedly$)")
+TOLD_SECONDS = 1.0
 LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
 
 
@@ -38,17 +43,34 @@ def run_rank(path: str, work: Callable[[RunSpec], None], *, memory_is_a_kind: bo
     except Interrupted as stop:
         if rank == 0:
             write_json(output / "interrupted.json", {"message": str(stop)})
-    except BaseException as error:
-        text = traceback.format_exc()
+    except BaseException as first:
+        failed, error = time.time(), _cause(first)
+        text = "".join(traceback.format_exception(error))
         kind = "OutOfMemory" if memory_is_a_kind and _is_out_of_memory(error) else _kind(error)
         write_json(
             output / f"error-{rank}.json",
-            {"rank": rank, "kind": kind, "message": str(error), "traceback": text, "time": time.time()},
+            {"rank": rank, "kind": kind, "message": str(error), "traceback": text, "time": failed},
         )
         print(text, file=sys.stderr, flush=True)
         return 1
     beacon.finish()
     return 0
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error, or that a loader process was killed, where that is why a connection broke: the system tells of it a moment later.
+
+    From then on it tells nothing more, as torch raises an error at its word, wherever this process is.
+    """
+    try:
+        if isinstance(error, OSError | EOFError):
+            time.sleep(TOLD_SECONDS)
+    except RuntimeError as told:
+        return told
+    finally:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -74,9 +96,11 @@ def _train(spec: RunSpec) -> None:
 
 
 def _kind(error: BaseException) -> str:
-    """The error's class, or LostRank where it only says that another rank is gone."""
+    """The error's class, LostRank where it only says that another rank is gone, LostLoader where a loader process of this one is."""
     import torch.distributed as dist
 
+    if isinstance(error, RuntimeError) and LOST_LOADER.search(str(error)):
+        return "LostLoader"
     lost = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
     )

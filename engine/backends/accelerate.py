@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ from torch import nn
 
 from contracts.errors import SlipwayError
 from contracts.plan import Plan
-from engine.backends.ddp import BUFFERS, TIMEOUT_FACTOR, Ddp, explained
+from engine.backends.ddp import BUFFERS, TIMEOUT, Ddp, explained
 from engine.backends.single import MakeOptimizer
 from engine.planning import process_group
 
@@ -24,8 +23,7 @@ class Accelerate(Ddp):
     def join(self, plan: Plan) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
-        group = InitProcessGroupKwargs(backend=process_group(plan.device, platform.system()), timeout=timeout)
+        group = InitProcessGroupKwargs(backend=process_group(plan.device, platform.system()), timeout=TIMEOUT)
         wrapping: dict[str, Any] = {BUFFERS: False, "gradient_as_bucket_view": True}
         hook = {"comm_hook": "bf16"} if plan.compress_gradients else {}
         self.accelerator = Accelerator(
@@ -40,7 +38,7 @@ class Accelerate(Ddp):
                 " ACCELERATE_* variables of this shell, or set plan.backend to ddp"
             )
         if not torch.distributed.is_initialized():  # a single process needs none, and Accelerate makes none
-            torch.distributed.init_process_group(process_group(plan.device, platform.system()), timeout=timeout)
+            torch.distributed.init_process_group(process_group(plan.device, platform.system()), timeout=TIMEOUT)
 
     def wrap(self, objective: nn.Module) -> Any:
         return self.accelerator.prepare(objective.to(self.device))

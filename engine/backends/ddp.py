@@ -23,8 +23,8 @@ from engine.backends.single import Single
 from engine.beacon import collective
 from engine.planning import process_group
 
-# Longer than a hang may last before the launcher ends the run and says which rank is guilty.
-TIMEOUT_FACTOR = 2
+# Longer than ranks wait for one that scores or writes. Hangs are the launcher's to notice, which ends the run and says who is guilty.
+TIMEOUT = datetime.timedelta(days=1)
 # Elements of the gradients that are dealt with together.
 PIECE = 1 << 16
 # Newer versions of torch have another name for the option.
@@ -71,8 +71,7 @@ class Ddp(Single):
 
     def join(self, plan: Plan) -> None:
         """Enter the process group."""
-        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
-        dist.init_process_group(process_group(plan.device, platform.system()), timeout=timeout)
+        dist.init_process_group(process_group(plan.device, platform.system()), timeout=TIMEOUT)
 
     def wrap(self, objective: nn.Module) -> Any:
         # Buffers are kept equal by GhostStatistics; broadcasting them too would be work for nothing.

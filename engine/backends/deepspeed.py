@@ -6,7 +6,6 @@ that a checkpoint is the same as everybody else's.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import platform
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from contracts.plan import Plan
-from engine.backends.ddp import TIMEOUT_FACTOR
+from engine.backends.ddp import TIMEOUT
 from engine.backends.sharded import Sharded
 from engine.backends.single import MakeOptimizer
 from engine.deepspeed_config import deepspeed_config
@@ -52,9 +51,8 @@ class Deepspeed(Sharded):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # Otherwise its collectives for CPUs are compiled when they are first used.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        timeout = datetime.timedelta(seconds=plan.longest_silence * TIMEOUT_FACTOR)
         group = process_group(plan.device, platform.system())
-        deepspeed.init_distributed(dist_backend=group, timeout=timeout, verbose=False)
+        deepspeed.init_distributed(dist_backend=group, timeout=TIMEOUT, verbose=False)
 
     def optimize(self, make_optimizer: MakeOptimizer) -> torch.optim.Optimizer:
         import deepspeed

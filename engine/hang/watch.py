@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from engine.beacon import FINISHED, STARTING, WAITING_FOR_DATA, Mark, place_of, read
+from engine.beacon import FINISHED, SCORING, STARTING, WAITING_FOR_DATA, WRITING, Mark, place_of, read
 from engine.hang.report import ABSENT, BLOCKED, DEAD, RUNNING, STOPPED, Report, section
 from engine.hang.verdict import guilty
 
 START_SECONDS = 1800.0  # imports, downloads, compilers: everything before the first mark
+PATIENT_SECONDS = 1800.0  # the scores of a whole split; a checkpoint of which nothing more arrives on the disk
 LONGEST_LOOK = 2.0  # seconds; what a longer pause between two looks adds to the time that a rank stood still
 CPU_SECONDS, STACK_SECONDS = 0.5, 2.0  # how long it is measured whether a process works; how long a stack is waited for
 STATES = {
@@ -103,8 +104,13 @@ class Watch:
         return bool(late) and (len(late) == len(here) or any(not rank.in_collective for rank in late))
 
     def _late(self, rank: _Followed) -> bool:
-        starting = rank.mark is None or rank.mark.phase == STARTING
-        return self._still_seconds(rank) > (self.start_seconds if starting else self.bound_seconds)
+        return self._still_seconds(rank) > self._bound(rank.mark.phase if rank.mark else STARTING)
+
+    def _bound(self, phase: str) -> float:
+        """How many seconds a rank may stand still in a phase."""
+        if phase == STARTING:
+            return self.start_seconds
+        return max(self.bound_seconds, PATIENT_SECONDS) if phase in (SCORING, WRITING) else self.bound_seconds
 
     def _still_seconds(self, process: _Followed) -> float:
         """Since when nothing moved; a rank that waits for its loader workers moves as long as they do."""

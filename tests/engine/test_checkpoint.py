@@ -10,6 +10,8 @@ import torch
 
 from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
+from engine import checkpoint
+from engine.beacon import WRITING
 from engine.checkpoint import OWN_HASH, Checkpoints
 
 
@@ -71,6 +73,28 @@ def test_a_manifest_from_before_manifests_had_a_hash_is_believed(tmp_path: Path)
     write_json(manifest, {**older, "fingerprint": "theirs"})
     with pytest.raises(SlipwayError, match="fingerprint is theirs"):
         checkpoints.load()
+
+
+def test_who_waits_for_a_write_says_that_it_goes_on_as_long_as_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "GROWTH_SECONDS", 0.01)
+    marks: list[str] = []
+    monkeypatch.setattr(checkpoint, "mark", marks.append)
+    best, stands = tmp_path / ".best.safetensors.1.partial", threading.Event()
+
+    def write() -> None:
+        for size in range(1, 4):
+            best.write_bytes(bytes(size))
+            while len(marks) < 1 + size:
+                pass
+        stands.wait(0.2)
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", fingerprint="one")
+    checkpoints.save(1, {}, first=write)
+    checkpoints.wait()
+    assert marks[:4] == [WRITING] * 4 and marks[-1] == "saving"
+    assert len(marks) < 10, "it did not grow any more"
 
 
 def test_what_comes_first_is_done_in_the_background_before_the_checkpoint_is_there(tmp_path: Path) -> None:

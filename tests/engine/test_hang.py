@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.beacon import FINISHED, READING, STARTING, WAITING_FOR_DATA, Beacon, Mark, place_of, read
+from engine.beacon import FINISHED, READING, SCORING, STARTING, WAITING_FOR_DATA, WRITING, Beacon, Mark, place_of, read
 from engine.hang import Diagnosis, Watch, guilty
 from engine.hang.report import ABSENT, BLOCKED, DEAD, STOPPED, Report
+from engine.hang.watch import PATIENT_SECONDS
 
 BOUND = 3.0
 HERE = Path(__file__).parent
@@ -244,6 +245,19 @@ def test_a_start_has_a_bound_of_its_own_and_a_rank_without_a_word_is_named(tmp_p
     assert found is not None
     assert found.guilty == (1,)
     assert "rank 1 has not started" in found.text()
+
+
+@pytest.mark.parametrize("phase", [SCORING, WRITING])
+def test_who_scores_a_split_or_waits_for_a_write_has_a_bound_of_half_an_hour(
+    tmp_path: Path, clock: Clock, phase: str
+) -> None:
+    watch = Watch(tmp_path, [0], BOUND, clock=clock)
+    (tmp_path / "rank-0.stack").touch()
+    rank = Beacon(tmp_path / "rank-0.beacon")
+    rank.mark(phase, step=1)
+    assert not clock.looks(watch, PATIENT_SECONDS)
+    clock.now += 1
+    assert watch.look() is not None
 
 
 def test_a_run_that_has_ended_is_no_hang(tmp_path: Path, clock: Clock) -> None:
