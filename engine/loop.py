@@ -6,7 +6,8 @@ import math
 import signal
 import time
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -232,16 +233,22 @@ class Loop:
         losses = self._in_order(totals)
         flags = losses.new_tensor([self._stop.asked, is_tight(backend.device), self._lacking, totals is None])
         numbers = torch.cat([losses, flags, self.statistics.seen().to(losses)])
-        try:
+        with self._told("the exchange"):
             arriving = backend.exchange(numbers, gradients=careful)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(f"memory ran out in the exchange of step {self.standing.step}: {error}") from error
         if careful and backend.ranks > 1:
             self._read_ahead()
         numbers = arriving()
         return None if numbers[len(self._parts) + NUM_FLAGS - 1] else numbers
+
+    @contextmanager
+    def _told(self, work: str) -> Iterator[None]:
+        """Round work outside of the micro-batches in which memory may run out: smaller ones may leave it enough."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"memory ran out in {work} of step {self.standing.step}: {error}") from error
 
     def _anybody_failed(self, totals: dict[str, torch.Tensor] | None) -> bool:
         """Whether memory ran out on any rank; where it did not, that all ranks know their losses by the same names."""
@@ -349,10 +356,11 @@ class Loop:
             step, num_steps=self.stream.num_steps, warmup_steps=warmup, final=self.train.final_learning_rate
         )
         mark("optimizer")
-        with self._meeting("optimizer", meet=True):
+        with self._told("the optimizer"), self._meeting("optimizer", meet=True):
             norm = self.backend.step(rate=rate, scale=scale)
-        if math.isnan(norm) and not self.backend.scaler.is_enabled():  # fp16's scaler leaves such a step out
-            raise self._no_number("the loss is a number, and its gradient is not,", losses)
+        # DeepSpeed leaves such a step out, as fp16's scaler does; the others take it, and their weights are no numbers any more.
+        if not math.isfinite(norm) and not self.backend.scaler.is_enabled():
+            raise self._no_number(f"the loss is a number, and the norm of its gradient is {norm},", losses)
         mark("averaging")
         self.statistics.update(seen)
         self.average.update()
@@ -408,7 +416,7 @@ class Loop:
     def _validate(self) -> None:
         """Score the averaged weights; where they are the best so far, they are to be saved."""
         standing, metric = self.standing, self.workload.metric
-        metrics = self.validator.score(self.backend.whole(self.average.parts), self.backend)
+        metrics = self._scores()
         epoch = round(self.stream.epoch_after(standing.step))
         value = metrics[metric.name]
         better = standing.best is None or metric.gain(value, standing.best) > 0
@@ -422,15 +430,32 @@ class Loop:
         if self.journal:
             self.journal.write(step=standing.step, epoch=round(self.stream.epoch_after(standing.step), 4), **metrics)
 
+    def _scores(self) -> dict[str, float]:
+        """The metrics of the averaged weights.
+
+        Raises:
+            SlipwayError: when memory does not suffice for them: micro-batches, which the launcher could make smaller, have no part in it.
+        """
+        try:
+            return self.validator.score(self.backend.whole(self.average.parts), self.backend)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SlipwayError(
+                f"memory ran out in the validation after step {self.standing.step}, of as few records at a time as can be: {error}. Make the"
+                " samples or the model smaller, or free memory; the same command goes on from the last checkpoint"
+            ) from error
+
     def _save(self) -> None:
         """Hand a complete state to the writer (rank 0), before it the best weights that it knows of and nobody has written."""
         self._saved_at = time.monotonic()
         mark("saving")
-        state = {**self.backend.state(), "average": self.average.state(self.backend), "standing": vars(self.standing)}
-        if self.backend.rank == 0:
-            better, self._better = copied(distinct(self._better)), {}
-            self.checkpoints.save(self.standing.step, state, first=partial(self._save_best, better))
-            self.standing.stalled += time.monotonic() - self._saved_at
+        with self._told("the saving"):
+            state = {**self.backend.state(), "average": self.average.state(self.backend), "standing": vars(self.standing)}
+            if self.backend.rank == 0:
+                better, self._better = copied(distinct(self._better)), {}
+                self.checkpoints.save(self.standing.step, state, first=partial(self._save_best, better))
+                self.standing.stalled += time.monotonic() - self._saved_at
 
     def _save_best(self, weights: dict[str, torch.Tensor]) -> None:
         if weights:
@@ -453,7 +478,8 @@ class Loop:
         return step
 
     def _finish(self, resumed_at: int) -> RunResult | None:
-        self.checkpoints.wait()
+        with self._told("the saving"):
+            self.checkpoints.wait()
         standing = self.standing
         if self.backend.rank != 0:
             return None

@@ -5,6 +5,7 @@ The environment variable PLANTED names the fault. With `--launch` it is the laun
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -91,6 +92,29 @@ def early_memory() -> None:
     _plant_in_reading(fail_once)
 
 
+def gradient_is_no_number() -> None:
+    """From the call FAILING_CALL on, a loss that is a number and whose gradient is none."""
+    _add_to_loss(lambda loss: (0 * loss).sqrt())
+
+
+def gradient_too_large() -> None:
+    """From the call FAILING_CALL on, a gradient of numbers whose squares are too large for fp32."""
+    _add_to_loss(lambda loss: 1e30 * (loss - loss.detach()))
+
+
+def _add_to_loss(part: Callable[[Any], Any]) -> None:
+    from tests.engine.tiny_workload import TinyObjective
+
+    compute, calls = TinyObjective.forward, [0]
+
+    def forward(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        loss = compute(self, batch)["loss"]
+        return {"loss": loss + part(loss) if calls[0] >= FAILING_CALL else loss}
+
+    TinyObjective.forward = forward
+
+
 def starved(before: Callable[[], None] = lambda: None) -> None:
     """As if the system killed the rank in its fourth micro-batch above LARGEST_BATCH; it counts that in the file of launch.KERNEL_COUNTS."""
     from tests.engine.tiny_workload import TinyObjective
@@ -111,6 +135,59 @@ def starved(before: Callable[[], None] = lambda: None) -> None:
 def starved_while_asked() -> None:
     """The same, just after somebody asked the launcher to stop."""
     starved(before=lambda: os.kill(int(os.environ["SLIPWAY_LAUNCHER"]), signal.SIGTERM))
+
+
+def optimizer_memory() -> None:
+    """Too little memory for the optimiser's fourth step."""
+    from engine.backends.single import Single
+
+    _fail(Single, "step", call=FAILING_CALL // 2)
+
+
+def saving_memory() -> None:
+    """Too little memory for a copy of the state, once three are written."""
+    from engine.backends.single import Single
+
+    _fail(Single, "state", call=FAILING_CALL // 2)
+
+
+def validation_memory() -> None:
+    """Too little memory for the validation of a single row."""
+    from tests.engine.tiny_workload import Shipped
+
+    _fail(Shipped, "forward", call=1)
+
+
+def _fail(kind: Any, method: str, *, call: int) -> None:
+    """Let memory run out in a method from one of its calls on, which are counted from 1."""
+    import torch
+
+    compute, calls = getattr(kind, method), [0]
+
+    def fail(*arguments: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= call:
+            raise torch.OutOfMemoryError("planted: no room")
+        return compute(*arguments, **keywords)
+
+    setattr(kind, method, fail)
+
+
+def lost_loader() -> None:
+    """A loader process of the first start that is killed in its call FAILING_CALL."""
+    from tests.engine.tiny_workload import TinyObjective
+
+    compute, calls = TinyObjective.forward, [0]
+    begun = Path(RunSpec.read(Path(sys.argv[-1])).output) / "lost_loader"
+
+    def forward(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == FAILING_CALL and not begun.exists():
+            begun.touch()
+            multiprocessing.active_children()[0].kill()
+        return compute(self, batch)
+
+    TinyObjective.forward = forward
 
 
 def late_hang() -> None:
@@ -266,6 +343,12 @@ FAULTS = {
         early_memory,
         starved,
         starved_while_asked,
+        gradient_is_no_number,
+        gradient_too_large,
+        optimizer_memory,
+        saving_memory,
+        validation_memory,
+        lost_loader,
         same_share,
         reducer,
         late_reducer,
@@ -282,6 +365,12 @@ FAULTS = {
 }
 # The others are planted in the rank GUILTY alone.
 EVERYWHERE = (
+    "gradient_is_no_number",
+    "gradient_too_large",
+    "optimizer_memory",
+    "saving_memory",
+    "validation_memory",
+    "lost_loader",
     "reducer",
     "late_reducer",
     "idle",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import torch
 
 from benchmarks.soak import soak
 from contracts.errors import Hung, Interrupted, SlipwayError
-from contracts.files import read_json, remove
+from contracts.files import read_json, remove, write_json
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT, Graph
 from engine.beacon import Mark, read
@@ -29,6 +30,7 @@ from engine.checkpoint import Checkpoints
 from engine.launch import _failure, errors_in, launch, own_errors
 from engine.planning import smaller
 from engine.torch_runtime import torch_run
+from engine.worker import _cause, _kind
 from tests.engine.planted import FAILING_CALL, LARGEST_BATCH, plant
 from tests.engine.waiting_ranks import said
 
@@ -215,6 +217,45 @@ def test_a_run_that_loses_a_rank_in_every_start_gives_up(
     assert capsys.readouterr().out.count("going on from the last checkpoint") == 2
 
 
+def test_a_rank_whose_loader_process_is_killed_goes_on_from_the_last_checkpoint(
+    make_tiny_spec: MakeSpec, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "lost_loader")
+    spec = make_tiny_spec(micro_batch=8, **TRAIN)
+    spec = replace(spec, plan=replace(spec.plan, workers=1))
+    assert launch(spec).resumed_from > 0
+    assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
+    said = r"rank 0 lost a loader process \(DataLoader worker .*\): going on from the last checkpoint \(start 1 of 3 more\)"
+    assert re.search(said, capfd.readouterr().out)
+
+
+def test_a_connection_that_broke_with_a_loader_process_is_told_as_its_loss() -> None:
+    def tell(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGCHLD, tell)
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGCHLD)).start()
+        assert _kind(_cause(ConnectionResetError())) == "LostLoader"
+        os.kill(os.getpid(), signal.SIGCHLD)  # what comes later disturbs nobody
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_loader_process_that_linux_killed_for_want_of_memory_is_reason_for_smaller_micro_batches(
+    make_tiny_spec: MakeSpec,
+) -> None:
+    spec = make_tiny_spec()
+    killed = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+    gone = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
+    assert [_kind(error) for error in (killed, gone, RuntimeError("DataLoader"))] == ["LostLoader"] * 2 + ["RuntimeError"]
+    error = {"rank": 0, "kind": _kind(killed), "message": str(killed), "time": 0.0}
+    write_json(Path(spec.output) / "error-0.json", error)
+    ended = [_failure(spec, Path(spec.output), 1, starved=starved) for starved in (True, False)]
+    assert [one.cause for one in ended] == ["OutOfMemory", "lost"]
+    assert ended[0].story == "memory ran out, and the system killed a loader process of rank 0"
+
+
 def test_a_rank_that_fails_with_an_error_is_not_started_again(
     make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +263,15 @@ def test_a_rank_that_fails_with_an_error_is_not_started_again(
     with pytest.raises(SlipwayError, match="training failed on rank 1: LookupError: the row is gone"):
         launch(make_tiny_spec(ranks=2, **TRAIN))
     assert "going on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["gradient_is_no_number", "gradient_too_large"])
+def test_a_step_that_deepspeed_leaves_out_ends_the_run(make_tiny_spec: MakeSpec, train: Train, fault: str) -> None:
+    """Its status would be 0 otherwise, and nothing learnt."""
+    spec = make_tiny_spec(fault, backend="deepspeed", micro_batch=8, **TRAIN)
+    with pytest.raises(AssertionError, match=rf"the norm of its gradient is inf, in step {FAILING_STEP} \(loss"):
+        train(spec, planted=fault)
+    assert checkpoints(spec).found()[-1].step == FAILING_STEP
 
 
 @pytest.mark.timeout(600)
@@ -326,6 +376,27 @@ def test_memory_may_run_out_in_the_first_step_and_while_reading_ahead(
     assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
     assert "memory ran out in step 0: going on with micro-batches of 4 instead of 8" in said(spec)
     assert re.search(r"memory ran out in step [1-9]\d*: going on with micro-batches of 2 instead of 4", said(spec))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "cause"),
+    [
+        ("optimizer_memory", f"memory ran out in the optimizer of step {FAILING_STEP}: planted", "OutOfMemory"),
+        ("saving_memory", f"memory ran out in the saving of step {FAILING_STEP + 1}: planted", "OutOfMemory"),
+        (
+            "validation_memory",
+            r"memory ran out in the validation after step \d, of as few records .*: planted",
+            "SlipwayError",
+        ),
+    ],
+)
+def test_outside_of_micro_batches_memory_runs_out_to_a_new_start_where_smaller_ones_can_help(
+    make_tiny_spec: MakeSpec, train: Train, fault: str, words: str, cause: str
+) -> None:
+    spec = make_tiny_spec(fault, micro_batch=8, **TRAIN)
+    with pytest.raises(AssertionError, match=words):
+        train(spec, planted=fault)
+    assert _failure(spec, Path(spec.output), 1, starved=False).cause == cause
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch
 from contracts.errors import SlipwayError
 from contracts.files import read_json
 from contracts.run import RunResult, RunSpec
-from engine import beacon, telemetry
+from engine import beacon, telemetry, validation
 from engine import launch as launching
 from engine import loop as engine_loop
 from engine.checkpoint import Checkpoints
@@ -30,7 +30,7 @@ from engine.weights import save_weights
 from tests.engine import planted
 from tests.engine.planted import LARGEST_BATCH, plant
 from tests.engine.test_telemetry import SmallGpu, SmallMemory, SmallNvml
-from tests.engine.tiny_workload import Shipped, TinyObjective
+from tests.engine.tiny_workload import Shipped, Tiny, TinyObjective
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -215,6 +215,23 @@ def test_the_best_weights_are_written_while_training_goes_on(
     assert writers == ["checkpoint-5: best.safetensors"]
 
 
+def test_while_a_split_is_scored_its_rank_says_so_and_not_that_it_validates(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who scores cannot say how it gets on, and may take longer than who validates."""
+    said: list[str] = []
+    score = Tiny.score
+
+    def listed(*arguments: Any) -> Any:
+        said.append("score")
+        return score(*arguments)
+
+    monkeypatch.setattr(Tiny, "score", listed)
+    monkeypatch.setattr(validation, "mark", lambda phase, **_: said.append(phase))
+    _train(make_tiny_spec("scored", epochs=1))
+    assert said[-4:] == ["validating", beacon.SCORING, "score", "validating"]
+
+
 def test_another_runs_checkpoint_is_refused(make_tiny_spec: MakeSpec) -> None:
     _train(make_tiny_spec("run", epochs=1))
     with pytest.raises(SlipwayError, match="fingerprint is one, this run's is two"):
@@ -257,18 +274,20 @@ def test_a_micro_batch_without_labels_counts_for_nothing(make_tiny_spec: MakeSpe
     assert losses[0] == losses[1] and len(losses[0]) == 5
 
 
-def test_a_gradient_that_is_not_a_number_stops_the_run_in_its_step(make_tiny_spec: MakeSpec) -> None:
-    loop = Loop(make_tiny_spec("steep"))
-    plain = loop.backend.forward
-
-    def forward(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        loss = plain(batch)["loss"]
-        return {"loss": loss + (0 * loss).sqrt() if loop.standing.step == 3 else loss}
-
-    loop.backend.forward = forward
-    with pytest.raises(SlipwayError, match=r"its gradient is not, in step 3 \(loss .*the batch begins with row-"):
+@pytest.mark.parametrize(("fault", "norm"), [(planted.gradient_is_no_number, "nan"), (planted.gradient_too_large, "inf")])
+def test_a_gradient_that_is_not_a_number_or_too_large_stops_the_run_in_its_step_before_anything_is_saved(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None], norm: str
+) -> None:
+    monkeypatch.setattr(TinyObjective, "forward", TinyObjective.forward)  # put back afterwards
+    spec = make_tiny_spec("steep", checkpoint_minutes=0)
+    loop = Loop(spec)
+    fault()
+    words = rf"the norm of its gradient is {norm}, in step 1 \(loss .*the batch begins with row-"
+    with pytest.raises(SlipwayError, match=words):
         loop.run()
-    assert not loop.checkpoints.found()
+    loop.checkpoints.wait()
+    assert [found.step for found in loop.checkpoints.found()] == [1]
+    assert all(value.isfinite().all() for value in _last_state(spec)["weights"].values())
 
 
 def test_a_failure_in_a_rank_is_the_error_of_the_launch(make_tiny_spec: MakeSpec) -> None:
