@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from contracts.errors import SlipwayError
-from contracts.files import replace_when_complete
+from contracts.files import read_json, replace_when_complete
 from contracts.records import Records, read_facts
 from contracts.workload import HasQuality, load, names, settings_of
+from tasks.parse import QUALITY, refused_of
 from tasks.stage import folder
 
 NUMBERS = "quality.json"
@@ -22,16 +24,32 @@ def quality(
         Path | None, typer.Option("--output", "-o", help="Folder for the report; by default data/quality/WORKLOAD.")
     ] = None,
 ) -> None:
-    """Report on the quality of a workload's parsed data: duplicates, lengths, balance, rare things. No model is needed."""
+    """Report on the quality of a workload's parsed data: duplicates, lengths, balance, rare things. No model is needed.
+
+    Where the stage parse refused the data as a whole, it is the report that it wrote of them.
+    """
     settings, kind = settings_of(workload), with_quality(workload)
     output = output or folder("quality", workload)
     check_place(output)
     parsed = folder("parse", workload)
+    refused = refused_of(parsed) / QUALITY
+    if (refused / NUMBERS).is_file():
+        with replace_when_complete(output) as partial:
+            shutil.copytree(refused, partial)
+        print("the stage parse refused these data:")
+        tell(output)
+        return
     records = Records.open(parsed, root=folder("download", workload) / "raw")
     with replace_when_complete(output) as partial:
         partial.mkdir()
-        found = kind.quality(records, settings, read_facts(parsed), partial)
-    print(*(f"* {one}" for one in found["findings"]), f"written: {output / 'quality.md'}, {output / NUMBERS}", sep="\n")
+        kind.quality(records, settings, read_facts(parsed), partial)
+    tell(output)
+
+
+def tell(report: Path) -> None:
+    """Print what a report found, and where it lies."""
+    findings = read_json(report / NUMBERS)["findings"]
+    print(*(f"* {one}" for one in findings), f"written: {report / 'quality.md'}, {report / NUMBERS}", sep="\n")
 
 
 def with_quality(workload: str) -> HasQuality:

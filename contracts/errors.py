@@ -10,6 +10,10 @@ class SlipwayError(Exception):
     status = 1
 
 
+class DataRefused(SlipwayError):
+    """Parsed data from which nothing can be learnt. The stage parse keeps the workload's quality report of them."""
+
+
 class Interrupted(SlipwayError):
     """A run was asked to stop and saved what it had: the same command goes on. 75 is EX_TEMPFAIL, on which queues try again."""
 

@@ -1,7 +1,7 @@
 """The stage parse: raw label files to one Arrow file of records, and to quarantine.csv what could not be used.
 
 Nothing of an earlier run is touched unless this one succeeds. Where it stops, quarantine.csv and summary.json lie in
-data/parse/WORKLOAD.refused.
+data/parse/WORKLOAD.refused, and where the data are refused as a whole the workload's quality report.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from contracts.errors import SlipwayError
+from contracts.errors import DataRefused, SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.records import SPLITS, Record, Records, Rejected, split_of, write_records
 from contracts.settings import Settings
-from contracts.workload import Workload, load, settings_of
+from contracts.workload import HasQuality, Workload, load, settings_of
 from tasks.near_duplicates import Alike, Likenesses, write_alike
 from tasks.stage import folder, stage_main
 
 MAX_VALUE = 200
 MAX_PROCESSES = 32
 SHOWN_ALIKE = 20
+# The folder, below that of what was refused, with the workload's quality report.
+QUALITY = "quality"
 
 
 def run(workload: str) -> None:
@@ -52,7 +54,7 @@ def usable_processes() -> int:
 
 def parse(workload: Workload, settings: Settings, raw: Path, output: Path, *, processes: int) -> dict[str, Any]:
     """Write records.arrow, facts.json, quarantine.csv, near_duplicates.csv and summary.json to `output`; gives the last."""
-    refused = output.with_name(output.name + ".refused")
+    refused = refused_of(output)
     with replace_when_complete(output) as partial:
         partial.mkdir(parents=True)
         with Tally(partial / "quarantine.csv", settings.parse.shares) as tally:
@@ -60,13 +62,25 @@ def parse(workload: Workload, settings: Settings, raw: Path, output: Path, *, pr
                 summary = _write(workload, settings, raw, partial, tally, processes)
             except SlipwayError as error:
                 tally.close()
-                if not tally.num_rejected:
+                remove(refused)
+                told = []
+                if isinstance(error, DataRefused) and isinstance(workload, HasQuality):
+                    _report(workload, settings, Records.open(partial, root=raw), refused / QUALITY)
+                    told.append(f"What the data are like is in {refused / QUALITY / 'quality.md'}")
+                if tally.num_rejected:
+                    _keep(tally, refused)
+                    told.append(f"Every refused row is in {refused / 'quarantine.csv'}")
+                if not told:
                     raise
-                _keep(tally, partial, refused)
-                raise SlipwayError(f"{error}. Every refused row is in {refused / 'quarantine.csv'}") from None
+                raise SlipwayError(". ".join([str(error), *told])) from None
     remove(refused)
     _tell(summary, output)
     return summary
+
+
+def refused_of(output: Path) -> Path:
+    """Where the explanation lies of why this stage did not write `output`."""
+    return output.with_name(output.name + ".refused")
 
 
 def _write(workload: Workload, settings: Settings, raw: Path, partial: Path, tally: Tally, processes: int) -> dict[str, Any]:
@@ -202,13 +216,19 @@ def _empty_split(split: str, tally: Tally) -> str:
     )
 
 
-def _keep(tally: Tally, partial: Path, refused: Path) -> None:
-    """Put what explains a stop where it stays."""
-    with replace_when_complete(refused) as kept:
-        kept.mkdir(parents=True)
-        tally.path.rename(kept / "quarantine.csv")
-        splits = {split: tally.counts[split] for split in SPLITS}
-        write_json(kept / "summary.json", {"splits": splits, "labels": tally.num_labels, "rejected": tally.summary()})
+def _report(workload: HasQuality, settings: Settings, records: Records, folder: Path) -> None:
+    """Write the report of data that are refused as a whole."""
+    with replace_when_complete(folder) as partial:
+        partial.mkdir()
+        workload.quality(records, settings, {}, partial)
+
+
+def _keep(tally: Tally, refused: Path) -> None:
+    """Put what explains a stop by single rows where it stays."""
+    refused.mkdir(parents=True, exist_ok=True)
+    tally.path.rename(refused / "quarantine.csv")
+    splits = {split: tally.counts[split] for split in SPLITS}
+    write_json(refused / "summary.json", {"splits": splits, "labels": tally.num_labels, "rejected": tally.summary()})
 
 
 def _summary_of(alike: list[Alike], compared: int) -> dict[str, Any]:

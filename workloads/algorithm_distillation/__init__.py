@@ -34,6 +34,11 @@ class AlgorithmDistillation:
 
         collect(raw, settings.download, store)
 
+    def check(self, raw: Path, settings: DistillationSettings) -> None:
+        from workloads.algorithm_distillation.collecting import check
+
+        check(raw, settings.download)
+
     def sample(self, raw: Path, num: int) -> None:
         from tempfile import TemporaryDirectory
 
@@ -55,7 +60,7 @@ class AlgorithmDistillation:
     def facts(self, raw: Path, records: Records, settings: DistillationSettings) -> dict[str, Any]:
         from workloads.algorithm_distillation.parsing import facts
 
-        return facts(raw, records)
+        return facts(raw, records, settings.parse)
 
     def prepare(self, records: Records, settings: DistillationSettings, facts: Facts, folder: Path) -> dict[str, Any]:
         return {}
@@ -118,7 +123,7 @@ class AlgorithmDistillation:
     def rollouts(
         self, run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
     ) -> Iterator[Prediction]:
-        """What `slipway rollout` shows: so many rollouts on each task of these names, or on the hardest one."""
+        """What `slipway rollout` shows: so many rollouts on each task of these names, or on the hardest one held out."""
         from workloads.algorithm_distillation.predicting import rollouts
 
         return rollouts(run, names, settings, facts, times=times, seed=seed)

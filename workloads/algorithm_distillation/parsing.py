@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contracts.errors import SlipwayError
+from contracts.errors import DataRefused, SlipwayError
 from contracts.records import Record, Records, Rejected
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.histories import Histories
 from workloads.algorithm_distillation.moments import returns
 from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryParse
-from workloads.algorithm_distillation.splitting import split_tasks
+from workloads.algorithm_distillation.splitting import split_tasks, told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,24 +70,40 @@ def parse(raw: Path, settings: HistoryParse) -> Iterator[Record | Rejected]:
             yield Record(f"{name}/{row.learner}", name, inputs, {"returns": found[row.row].tolist()}, split)
 
 
-def facts(raw: Path, records: Records) -> dict[str, Any]:
+def facts(raw: Path, records: Records, settings: HistoryParse) -> dict[str, Any]:
     """What the histories are of; `histories` names their bytes, so that other histories are another run, and `held_out` the tasks
-    that are not trained on, so that no model is scored on what it learnt.
+    that are not trained on, so that no model is scored on what it learnt. `splits` has them all, for people.
 
     Raises:
-        SlipwayError: when there is nothing in them to distil.
+        DataRefused: when there is nothing in them to distil.
     """
     found, histories = look(records), Histories(raw)
-    for line in found.findings:
+    findings = [*found.findings, *scarcity(records, settings.rollouts)]
+    for line in findings:
         print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
     if found.fault:
-        raise SlipwayError(found.fault)
+        raise DataRefused(found.fault)
     digest = hashlib.blake2b(digest_size=16)
     for part in histories.index["parts"]:
         digest.update(np.ascontiguousarray(histories.array(part)).data)
-    told = {name: histories.index[name] for name in ("environment", "source", "episodes", "noise")}
-    told |= {"histories": digest.hexdigest(), "held_out": held_out(records)}
-    return {**told, "comparable": COMPARABLE, "findings": found.findings}
+    described = {name: histories.index[name] for name in ("environment", "source", "episodes", "noise")}
+    splits, inputs = (records.table[name].to_pylist() for name in ("split", "inputs"))
+    tasks = told((split, one["task"]) for split, one in zip(splits, inputs, strict=True))
+    described |= {"histories": digest.hexdigest(), "held_out": held_out(records), "splits": tasks}
+    return {**described, "comparable": COMPARABLE, "findings": findings}
+
+
+def scarcity(records: Records, rollouts: int) -> list[str]:
+    """What is to be said where held-out tasks have fewer learners than there should be rollouts: nothing, or a sentence."""
+    splits, groups = (records.table[name].to_pylist() for name in ("split", "group"))
+    num = Counter(group for split, group in zip(splits, groups, strict=True) if split != "train")
+    few = [one for one in num.values() if one < rollouts]
+    if not few:
+        return []
+    return [
+        f"note: {len(few)} of the {len(num)} held-out tasks have fewer learners ({min(few)}) than parse.rollouts = {rollouts}, and no "
+        "more rollouts of the model: collect more histories (download.num_samples), or of fewer tasks (download.num_tasks)"
+    ]
 
 
 def held_out(records: Records) -> str:

@@ -22,12 +22,15 @@ from workloads.algorithm_distillation.sources import INFORMED
 MOST = 4096
 LEAST_GAIN, SMALL_GAIN = 0.02, 0.2
 LEAST_SEEN = 0.5
+# The share of the entropy of chance that random actions must show on the same places to be told from a habit.
+LEAST_TOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Quality:
     """`returns` are shares of the optimum and `entropy` nats of the meant actions where the task and the cell are known, both
-    an episode each; ln 5 is chance, 0 a fixed habit, NaN where all steps were made at random.
+    an episode each; ln 5 is chance, 0 a fixed habit, NaN where all steps were made at random (then `meant`, the share of the steps
+    that were not, is 0) or where so few learners share a task that chance would look like a habit.
 
     `gain` is the return of the last third of the episodes over that of the first episode. Of the histories that are ever
     rewarded, `seen` is the share whose first reward comes after an episode without any: their discovery can be seen.
@@ -36,6 +39,7 @@ class Quality:
 
     returns: list[float]
     entropy: list[float]
+    meant: list[float]
     gain: float
     rewarded: float
     seen: float
@@ -45,10 +49,10 @@ class Quality:
     def fault(self) -> str | None:
         """Why training on these histories teaches nothing; None where it may."""
         chance = math.log(NUM_ACTIONS)
-        if math.isnan(self.entropy[-1]):
+        if not self.meant[-1]:
             acts = "all its steps were made at random (download.noise)"
         elif self.gain < LEAST_GAIN:
-            acts = f"the entropy of its actions is {self.entropy[-1]:.2f} of {chance:.2f} at the end"
+            acts = f"the entropy of its actions is {self.entropy_in(-1)} of {chance:.2f} at the end"
         else:
             return None
         return (
@@ -57,12 +61,20 @@ class Quality:
             "There is nothing to distil: collect longer histories (download.episodes), or let another algorithm learn (download.source)"
         )
 
+    def entropy_in(self, episode: int) -> str:
+        """The entropy of an episode, in words where there is none."""
+        if not self.meant[episode]:
+            return "no step is meant"
+        return (
+            "unknown, for want of learners on each task,"
+            if math.isnan(self.entropy[episode])
+            else f"{self.entropy[episode]:.2f}"
+        )
+
     @property
     def findings(self) -> list[str]:
         """What a user should know, a sentence each."""
-        first, last = (
-            "no step is meant" if math.isnan(one) else f"{one:.2f}" for one in (self.entropy[0], self.entropy[-1])
-        )
+        first, last = self.entropy_in(0), self.entropy_in(-1)
         found = [
             f"return, as a share of the optimum: {self.returns[0]:.2f} in the first episode, {self.returns[-1]:.2f} in the last",
             f"entropy of the meant actions, of {math.log(NUM_ACTIONS):.2f}: {first} in the first episode, {last} in the last",
@@ -111,6 +123,7 @@ def look(records: Records) -> Quality:
     return Quality(
         returns=curve.tolist(),
         entropy=list(entropies(moments, groups)),
+        meant=(moments[:, :, :-1, RANDOM] == 0).mean((0, 2)).tolist(),
         gain=float(curve[-max(1, len(curve) // 3) :].mean() - curve[0]),
         rewarded=float((first >= 0).mean()),
         seen=float((first > 0).sum() / max((first >= 0).sum(), 1)),
@@ -119,18 +132,27 @@ def look(records: Records) -> Quality:
 
 
 def entropies(moments: np.ndarray, groups: np.ndarray) -> Iterator[float]:
-    """For each episode the mean entropy of the meant actions given task and cell, with Miller and Madow's correction."""
+    """For each episode the mean entropy of the meant actions given task and cell; NaN where none is meant, or where random actions on
+    the same places would not show half of that of chance: one action on each place has the entropy 0, whoever chose it."""
+    rng = np.random.default_rng(0)
     for episode in range(moments.shape[1]):
         steps = moments[:, episode, :-1]
-        place = groups[:, None] * NUM_CELLS + steps[..., PLACE]
-        counts = np.zeros(((groups.max() + 1) * NUM_CELLS, NUM_ACTIONS))
         meant = steps[..., RANDOM] == 0
-        np.add.at(counts, (place[meant], steps[..., ACTION][meant]), 1)
-        num = counts.sum(1, keepdims=True)
-        share = counts / np.maximum(num, 1)
-        plain = -(share * np.log(np.maximum(share, 1e-12))).sum(1)
-        corrected = np.minimum(plain + (np.count_nonzero(counts, axis=1) - 1) / (2 * np.maximum(num[:, 0], 1)), math.log(5))
-        yield float((corrected * num[:, 0]).sum() / num.sum()) if meant.any() else math.nan
+        places = (groups[:, None] * NUM_CELLS + steps[..., PLACE])[meant]
+        chance = entropy(places, rng.integers(NUM_ACTIONS, size=len(places))) if len(places) else 0
+        known = chance > LEAST_TOLD * math.log(NUM_ACTIONS)
+        yield entropy(places, steps[..., ACTION][meant]) if known else math.nan
+
+
+def entropy(places: np.ndarray, actions: np.ndarray) -> float:
+    """The mean entropy of actions [n] given their places [n], with Miller and Madow's correction."""
+    counts = np.zeros((places.max() + 1, NUM_ACTIONS))
+    np.add.at(counts, (places, actions), 1)
+    num = counts.sum(1, keepdims=True)
+    share = counts / np.maximum(num, 1)
+    plain = -(share * np.log(np.maximum(share, 1e-12))).sum(1)
+    corrected = plain + (np.count_nonzero(counts, axis=1) - 1) / (2 * np.maximum(num[:, 0], 1))
+    return float((np.minimum(corrected, math.log(NUM_ACTIONS)) * num[:, 0]).sum() / num.sum())
 
 
 def quality(records: Records, folder: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from tasks import parse as stage
 from workloads.algorithm_distillation.dataset import HistoryDataset
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD
-from workloads.algorithm_distillation.parsing import COMPARABLE, held_out, parse, schema
+from workloads.algorithm_distillation.parsing import COMPARABLE, held_out, parse, scarcity, schema
 from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryParse
-from workloads.algorithm_distillation.splitting import split_tasks
+from workloads.algorithm_distillation.splitting import held_out_of, split_of, split_tasks
 from workloads.algorithm_distillation.tokens import IGNORED, NOWHERE, Vocabulary, labels_of, tokens_of
 
 from .conftest import Tiny
@@ -106,8 +106,29 @@ def test_a_batch_holds_whole_histories_of_its_own_records(tiny: Tiny) -> None:
 
 def test_what_the_source_shows_stands_in_the_summary_that_the_report_shows(tiny: Tiny, tmp_path: Path) -> None:
     summary = stage.parse(load("algorithm_distillation"), tiny.settings, tiny.raw, tmp_path / "parse", processes=1)
-    assert summary["findings"] == look(tiny.records).findings and len(summary["findings"]) == 3
+    assert summary["findings"] == tiny.facts["findings"] and summary["findings"][:3] == look(tiny.records).findings
     assert json.loads((tmp_path / "parse" / "summary.json").read_text())["findings"] == summary["findings"]
+
+
+def test_that_held_out_tasks_have_fewer_learners_than_rollouts_is_said(tiny: Tiny) -> None:
+    """Two on each of the 81 tasks, and 8 rollouts asked for by default."""
+    assert tiny.facts["findings"][3:] == scarcity(tiny.records, 8) and scarcity(tiny.records, 2) == []
+    assert scarcity(tiny.records, 8)[0].startswith(
+        "note: 16 of the 16 held-out tasks have fewer learners (2) than parse.rollouts = 8"
+    )
+
+
+def test_facts_tell_which_tasks_were_trained_on(tiny: Tiny) -> None:
+    """In a line for each split: they travel with the model. Those of earlier versions had none, and are read all the same."""
+    for name, num in (("train", 65), ("val", 8), ("test", 8)):
+        tasks = {tuple(row.inputs["task"]) for row in tiny.records.split(name)}
+        assert len(tiny.facts["splits"][name].split()) == len(tasks) == num
+        assert {split_of(task, tiny.facts) for task in tasks} == {name}
+    assert {tuple(task) for task in held_out_of(tiny.facts)} == {
+        tuple(row.inputs["task"]) for row in tiny.records.split("test")
+    }
+    assert split_of((9, 9), tiny.facts) == "none" and split_of((8, 8), {}) is None and held_out_of({}) == []
+    assert held_out_of({"splits": {"train": "1,1", "val": "2,2 8,0", "test": ""}}) == [[2, 2], [8, 0]]
 
 
 def test_models_compare_where_environment_episodes_and_held_out_tasks_agree(tiny: Tiny, tmp_path: Path) -> None:
@@ -129,9 +150,10 @@ def test_other_histories_are_another_run(tiny: Tiny) -> None:
     from workloads.algorithm_distillation.parsing import facts
 
     index = tiny.raw / "part-00000.npy"
-    before, bytes_before = facts(tiny.raw, tiny.records), index.read_bytes()
+    settings = HistoryParse()
+    before, bytes_before = facts(tiny.raw, tiny.records, settings), index.read_bytes()
     try:
         index.write_bytes(bytes_before[:-1] + bytes([bytes_before[-1] ^ 1]))
-        assert facts(tiny.raw, tiny.records)["histories"] != before["histories"]
+        assert facts(tiny.raw, tiny.records, settings)["histories"] != before["histories"]
     finally:
         index.write_bytes(bytes_before)

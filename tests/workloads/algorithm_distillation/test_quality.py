@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from contracts.errors import SlipwayError
 from contracts.records import Record, Records, write_records
+from tasks import download, parse
 from workloads.algorithm_distillation import WORKLOAD
 from workloads.algorithm_distillation.collecting import collect
+from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.histories import Histories, write_part
 from workloads.algorithm_distillation.quality import look
 from workloads.algorithm_distillation.settings import HistoryDownload
@@ -70,6 +74,19 @@ def test_random_actions_that_are_targets_have_the_entropy_of_chance(tmp_path: Pa
     assert look(parsed(raw, tmp_path / "parse")).entropy == pytest.approx([math.log(5)] * 8, abs=0.12)  # ten learners a task
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_chance_is_not_taken_for_a_habit_where_a_task_has_one_learner(tmp_path: Path, environment: str) -> None:
+    """It stands on few cells twice, and whatever it does on the others looks as if it always did that: the explorer, which goes to
+    new cells in its first episode, would have an entropy of 0.2 there."""
+    found = {}
+    for learners in (1, 8):
+        tasks = {"environment": environment, "num_tasks": 50, "num_samples": 50 * learners, "episodes": 6, "noise": 0}
+        found[learners] = look(parsed(collected(tmp_path / f"{learners}", **tasks), tmp_path / f"parse-{learners}"))
+    assert math.isnan(found[1].entropy[0]) and found[8].entropy[0] > 0.5
+    told = "unknown, for want of learners on each task, in the first episode"
+    assert told in found[1].findings[1] and told not in found[8].findings[1]
+
+
 def test_histories_whose_discovery_was_cut_away_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Shown from the fourth episode on, most goals are known from the start: a model learns to copy, not to explore."""
     raw = collected(tmp_path, episodes=8)
@@ -86,6 +103,36 @@ def test_a_source_that_knows_the_task_is_warned_of(tmp_path: Path) -> None:
     found = look(parsed(raw, tmp_path / "parse"))
     assert any("the source knows the task" in one for one in found.warnings)
     assert any("no step is meant in the first episode" in one for one in found.findings)
+
+
+def test_what_parse_refuses_is_reported_and_the_command_shows_that_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an older one of other histories; and once histories are accepted, theirs."""
+    name, page = "algorithm_distillation", Path("data/parse/algorithm_distillation.refused/quality/quality.md")
+    monkeypatch.chdir(tmp_path)
+
+    def parse_histories(**settings: object) -> None:
+        Path("params.yaml").write_text(json.dumps({name: {"download": {"num_samples": 324, "episodes": 8, **settings}}}))
+        download.run(name)
+        parse.run(name)
+
+    def said() -> str:
+        found = CliRunner().invoke(app, ["quality", name])
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    parse_histories()
+    with pytest.raises(SlipwayError, match=rf"There is nothing to distil.*\. What the data are like is in {page}"):
+        parse_histories(noise=1.0)
+    assert "all its steps were made at random" in page.read_text() and "all its steps were made at random" in said()
+    assert said().startswith("the stage parse refused these data:\n* return, as a share of the optimum: ")
+    written = Path("data/quality") / name
+    assert (written / "quality.md").read_text() == page.read_text() and json.loads((written / "quality.json").read_text())[
+        "fault"
+    ]
+    parse_histories()
+    assert not page.exists() and "refused" not in said() and not json.loads((written / "quality.json").read_text())["fault"]
 
 
 def test_the_report_is_a_page_and_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
