@@ -272,6 +272,10 @@ class Collects(Protocol):
         """Write them to `raw`. `store` is a folder for what an interrupted call finds again."""
         ...
 
+    def check(self, raw: Path, settings: Any) -> None:
+        """Raises SlipwayError where what `sources` brought to `raw` is not what the settings say of it."""
+        ...
+
 
 @runtime_checkable
 class HasQuality(Protocol):

@@ -28,7 +28,7 @@ def run(workload: str) -> None:
     """Write raw/ and download.json: for every source its address (no secrets), sha256, bytes, number of files and revision.
 
     Raises:
-        SlipwayError: when a source cannot be had, is not what its sha256 says, or would write outside raw/.
+        SlipwayError: when a source cannot be had, is not what its sha256 or the settings say, or would write outside raw/.
     """
     settings = settings_of(workload)
     kind, output = load(workload), folder("download", workload)
@@ -42,6 +42,8 @@ def run(workload: str) -> None:
         raw.mkdir(parents=True)
         arrivals = gather(sources, raw, earlier, STORE / workload)
         report: dict[str, Any] = {"sources": [one.told for one in arrivals]}
+        if sources and isinstance(kind, Collects):
+            kind.check(raw, settings)
         if not sources:
             make(kind, settings, raw, STORE / workload)
             report["embedded"] = settings.download.num_samples

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.progress import track
 from contracts.workload import code_of
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
 from workloads.algorithm_distillation.environments.room import NUM_ACTIONS, Room
-from workloads.algorithm_distillation.histories import INDEX, is_whole, write_part
+from workloads.algorithm_distillation.histories import INDEX, Histories, is_whole, write_part
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, empty
 from workloads.algorithm_distillation.settings import HistoryDownload
 from workloads.algorithm_distillation.sources import TOGETHER, source_named
@@ -24,6 +25,11 @@ from workloads.algorithm_distillation.sources.source import ANYTHING, Source
 PART = 1024
 # The same where the learners of a task share a policy: policies are stacked, and the more there are the less each costs.
 STACKED = 4096
+# Where an environment has more tasks than this and `num_tasks` says nothing, only so many take part that each gets so many
+# learners: as many as the model makes rollouts on a held-out one by default.
+MANY_TASKS, LEARNERS = 120, 8
+# What histories say of themselves, and settings too.
+DESCRIBED = ("environment", "source", "episodes", "noise")
 
 
 def collect(raw: Path, settings: HistoryDownload, store: Path) -> None:
@@ -85,10 +91,38 @@ def learn(source: Source, rooms: Room, rng: np.random.Generator, *, episodes: in
 
 
 def chosen_tasks(environment: type[Room], settings: HistoryDownload) -> np.ndarray:
-    """The tasks that take part, in an order that has nothing to do with what they are: a few of them are a fair sample."""
+    """The tasks that take part, in an order that has nothing to do with what they are: a few of them are a fair sample.
+
+    Raises:
+        SlipwayError: when more are asked for than there are.
+    """
     tasks = environment.tasks()
+    if (settings.num_tasks or 0) > len(tasks):
+        raise SlipwayError(
+            f"download.num_tasks = {settings.num_tasks} is more than the {len(tasks)} tasks of {environment.name}: "
+            "make it smaller, or leave it out"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(tasks))
-    return tasks[order[: settings.num_tasks]]
+    return tasks[order[: settings.num_tasks or max(MANY_TASKS, settings.num_samples // LEARNERS)]]
+
+
+def check(raw: Path, settings: HistoryDownload) -> None:
+    """Compare what `sources` brought to `raw` with what is set about it; what does not stand in params.yaml is not compared, and
+    what cannot be read is left to the stage parse to refuse.
+
+    Raises:
+        SlipwayError: when the histories are others than the settings say.
+    """
+    try:
+        index = Histories(raw).index
+    except SlipwayError:
+        return
+    said = {name: getattr(settings, name) for name in DESCRIBED if name in settings.model_fields_set}
+    if wrong := [f"{name} = {value!r}, theirs is {index[name]!r}" for name, value in said.items() if value != index[name]]:
+        raise SlipwayError(
+            f"download.sources brought other histories than download says: {'; '.join(wrong)}. Write what they are, or leave "
+            "these settings out, which are for histories that are collected here"
+        )
 
 
 def fingerprint(settings: HistoryDownload) -> str:

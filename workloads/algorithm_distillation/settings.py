@@ -27,7 +27,8 @@ class HistoryDownload(DownloadSettings):
 
     `source` is the algorithm that learns, `noise` the share of its steps that are made at random instead; those are context
     and no targets. None: a tenth, and none where the source must act itself. `num_tasks` takes so many of the environment's
-    tasks, drawn once; None takes them all.
+    tasks, drawn once; None takes them all where there are no more than 120 (Darkroom, DarkroomPermuted), and of DarkKeyToDoor's
+    6,561 so many that each gets 8 learners, but not fewer than 120.
     """
 
     environment: Literal["darkroom", "darkroom_permuted", "dark_key_to_door"] = "darkroom"

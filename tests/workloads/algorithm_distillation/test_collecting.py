@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 
 from contracts import workload
 from contracts.errors import SlipwayError
+from tasks import download
 from workloads.algorithm_distillation import collecting
-from workloads.algorithm_distillation.collecting import collect, learn
+from workloads.algorithm_distillation.collecting import chosen_tasks, collect, learn
 from workloads.algorithm_distillation.environments import ENVIRONMENTS, Darkroom
 from workloads.algorithm_distillation.environments.room import DISTANCE
 from workloads.algorithm_distillation.histories import Histories
 from workloads.algorithm_distillation.moments import ACTION, PLACE, RANDOM, REWARD, returns
-from workloads.algorithm_distillation.settings import HistoryDownload
+from workloads.algorithm_distillation.settings import HistoryDownload, HistoryParse
 from workloads.algorithm_distillation.sources import source_named
 
 
@@ -186,6 +188,47 @@ def test_a_few_tasks_are_a_fair_sample_of_all(tmp_path: Path) -> None:
     tasks = np.array(Histories(tmp_path / "raw").index["tasks"])
     assert len(tasks) == 20 and len({*map(tuple, tasks.tolist())}) == 20
     assert len({*tasks[:, 0].tolist()}) > 5  # in the environment's own order they would all have x < 3
+
+
+def test_of_very_many_tasks_so_few_take_part_that_each_gets_some_learners() -> None:
+    """Entropy is counted and rollouts are made on each task: with one learner on each there is nothing to count."""
+    told = {}
+    for name, kind in ENVIRONMENTS.items():
+        settings = HistoryDownload.model_validate({"environment": name})
+        num = told[name] = len(chosen_tasks(kind, settings))
+        assert settings.num_samples // num >= HistoryParse().rollouts
+    assert told == {"darkroom": 81, "darkroom_permuted": 120, "dark_key_to_door": 708}
+    all_of_them = HistoryDownload(environment="dark_key_to_door", num_tasks=6561)
+    assert len(chosen_tasks(ENVIRONMENTS["dark_key_to_door"], all_of_them)) == 6561
+    assert len(chosen_tasks(ENVIRONMENTS["dark_key_to_door"], HistoryDownload(num_samples=100))) == 120
+
+
+def test_more_tasks_than_there_are_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlipwayError, match=r"download\.num_tasks = 82 is more than the 81 tasks of darkroom"):
+        collect(tmp_path / "raw", HistoryDownload(num_tasks=82), tmp_path / "store")
+
+
+def test_histories_that_are_others_than_the_settings_say_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the door, by the values that are set; one that is not set is the histories' own to say."""
+    collect(tmp_path / "theirs", HistoryDownload(num_samples=5, episodes=2), tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+
+    def bring(**said: object) -> None:
+        told = {"download": {"sources": ["theirs"], **said}}
+        Path("params.yaml").write_text(json.dumps({"algorithm_distillation": told}), encoding="utf-8")
+        download.run("algorithm_distillation")
+
+    with pytest.raises(
+        SlipwayError,
+        match=r"environment = 'dark_key_to_door', theirs is 'darkroom'; episodes = 24, theirs is 2; noise = 0\.2, ",
+    ):
+        bring(environment="dark_key_to_door", source="explorer", episodes=24, noise=0.2)
+    assert not Path("data/download/algorithm_distillation").exists()
+    bring(environment="darkroom", episodes=2)
+    bring()
+    assert Histories(Path("data/download/algorithm_distillation/raw")).index["episodes"] == 2
 
 
 @pytest.mark.parametrize(

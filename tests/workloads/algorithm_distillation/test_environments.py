@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from contracts.errors import SlipwayError
+from tests.conftest import ROOT
 from workloads.algorithm_distillation.environments import ENVIRONMENTS, DarkKeyToDoor, Darkroom, DarkroomPermuted
-from workloads.algorithm_distillation.environments.registered import register
+from workloads.algorithm_distillation.environments.registered import GymnasiumRoom
 from workloads.algorithm_distillation.environments.room import MOVES, NUM_ACTIONS, Room, cell, coordinates
+
+GUIDE = ROOT / "docs" / "workloads" / "algorithm_distillation.md"
 
 
 def best_return(kind: type[Room], task: np.ndarray, steps: int) -> int:
@@ -111,12 +119,31 @@ def test_rooms_side_by_side_do_what_each_does_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Darkroom", "DarkroomPermuted", "DarkKeyToDoor"])
 def test_gymnasium_finds_nothing_wrong(name: str) -> None:
-    register()
     made = gymnasium.make(f"slipway/{name}-v0")
+    assert isinstance(made.unwrapped, GymnasiumRoom)
     check_env(made.unwrapped, skip_render_check=True)
     made.reset(seed=0)
     ends = [made.step(made.action_space.sample())[2:4] for _ in range(ENVIRONMENTS_BY_CLASS[name].horizon)]
     assert ends[-1] == (False, True) and not any(truncated for _, truncated in ends[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("Darkroom", (0, 9)), ("Darkroom", (0.5, 8)), ("Darkroom", (1, 1, 1, 1)), ("DarkroomPermuted", (0,) * 5)],
+)
+def test_gymnasium_gets_no_room_for_a_task_that_does_not_exist(name: str, task: tuple[float, ...]) -> None:
+    """(0, 9) would be the cell of (1, 0)."""
+    with pytest.raises(SlipwayError, match=re.escape(f"{[*task]} is no task of {ENVIRONMENTS_BY_CLASS[name].name}; [")):
+        gymnasium.make(f"slipway/{name}-v0", task=task)
+    assert gymnasium.make("slipway/Darkroom-v0", task=np.array([0, 8])).reset(seed=0)[1]["task"].tolist() == [0, 8]
+
+
+def test_gymnasium_makes_a_room_of_which_it_is_told_the_module_alone(tmp_path: Path) -> None:
+    """Since 1.0 it asks no installed package what environments it has."""
+    [place] = re.findall(r'"([\w.]+:slipway/Darkroom-v0)"', GUIDE.read_text(encoding="utf-8"))
+    code = f"import gymnasium; print(gymnasium.make({place!r}, task=(8, 8)).reset(seed=0))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    assert told.stdout.startswith("(array([4, 4])")
 
 
 ENVIRONMENTS_BY_CLASS = {kind.__name__: kind for kind in ENVIRONMENTS.values()}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
+
+from contracts.errors import SlipwayError
 
 SIZE = 9
 NUM_CELLS = SIZE * SIZE
@@ -69,6 +72,20 @@ class Room(ABC):
     @abstractmethod
     def tasks(cls) -> np.ndarray:
         """All tasks, int64 [number, numbers of a task], in an order that never changes."""
+
+    @classmethod
+    def task_of(cls, numbers: Any) -> np.ndarray:
+        """A task as others write it, int64 [numbers of a task].
+
+        Raises:
+            SlipwayError: when it is none of `tasks()`. Nothing is rounded, and a cell outside is not taken for another one.
+        """
+        known = cls.tasks()
+        told = list(numbers) if isinstance(numbers, list | tuple | np.ndarray) else []
+        whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in told)
+        if whole and len(told) == known.shape[1] and (known == told).all(1).any():
+            return np.array(told, dtype=np.int64)
+        raise SlipwayError(f"{told or numbers} is no task of {cls.name}; {known[-1].tolist()} is one")
 
     @classmethod
     @abstractmethod
