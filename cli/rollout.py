@@ -1,4 +1,5 @@
-"""`slipway rollout`: a model of algorithm distillation plays tasks it does not know, with ONNX Runtime and without torch."""
+"""`slipway rollout`: a model of algorithm distillation plays tasks, with ONNX Runtime and without torch, and says which of them it was
+trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ WORKLOAD = "algorithm_distillation"
 
 def rollout(
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="Tasks, numbers with commas: 8,8 is a goal. Otherwise the hardest one.")
+        list[str] | None,
+        typer.Argument(help="Tasks, numbers with commas: 8,8 is a goal. Otherwise the hardest of those held out."),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Folder of a model. Otherwise the newest one.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for rollouts.json and the films.")] = Path("rollouts"),
@@ -41,5 +43,5 @@ def rollout(
     for one in played:
         if films:
             write_picture(output / f"{one.name}.gif", one.film())
-        print(f"{one.name}: returns {', '.join(map(str, one.returns))}; the optimum is {one.optimum}")
+        print(f"{one.name} ({one.known}): returns {', '.join(map(str, one.returns))}; the optimum is {one.optimum}")
     print(f"{len(played)} rollouts in {seconds:.1f} s by {artifact.folder} ({artifact.recipe}): {output}")

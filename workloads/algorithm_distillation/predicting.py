@@ -15,10 +15,22 @@ from contracts.records import Records
 from contracts.workload import Facts, Measure, Run
 from workloads.algorithm_distillation.drawing import film, picture
 from workloads.algorithm_distillation.environments import ENVIRONMENTS
+from workloads.algorithm_distillation.environments.room import Room
 from workloads.algorithm_distillation.histories import Histories
 from workloads.algorithm_distillation.moments import ACTION, returns
 from workloads.algorithm_distillation.rolling import imitated, play, random_returns
 from workloads.algorithm_distillation.settings import DistillationSettings
+from workloads.algorithm_distillation.splitting import held_out_of, split_of
+from workloads.algorithm_distillation.splitting import written as written_task
+
+# What a user is told of a task, by the split that the model had it in.
+KNOWN = {
+    "train": "trained on",
+    "val": "held out to choose the best epoch",
+    "test": "held out",
+    "none": "not among its histories",
+    None: "trained on or not: its facts do not say",
+}
 
 
 def measure(run: Run, records: Records, settings: DistillationSettings, facts: Facts) -> Iterator[Measure]:
@@ -86,11 +98,17 @@ class Played:
     def returns(self) -> list[int]:
         return returns(self.history).tolist()
 
+    @property
+    def known(self) -> str:
+        """Whether the model was trained on the task, for people."""
+        return KNOWN[split_of(self.task, self.facts)]
+
     def json(self) -> dict[str, Any]:
         if self.error:
             return {"name": self.name, "error": self.error}
         actions = self.history[:, :-1, ACTION].tolist()
-        return {"name": self.name, "task": self.task, "optimum": self.optimum, "returns": self.returns, "actions": actions}
+        told = {"name": self.name, "task": self.task, "split": split_of(self.task, self.facts), "optimum": self.optimum}
+        return {**told, "returns": self.returns, "actions": actions}
 
     def draw(self) -> np.ndarray:
         return picture(self.history, np.array(self.task), self.facts)
@@ -114,29 +132,26 @@ def predict(run: Run, inputs: Iterable[RawInput], settings: DistillationSettings
 def rollouts(
     run: Run, names: Sequence[str], settings: DistillationSettings, facts: Facts, *, times: int, seed: int
 ) -> Iterator[Played]:
-    """So many rollouts on each task of these names, "8,8" for one, each task once; on the hardest one where there are none. They are
-    named by task, seed and number.
+    """So many rollouts on each task of these names, "8,8" for one, each task once; where there are none on the hardest of the tasks
+    held out, or of all where the facts do not tell which these are. They are named by task, seed and number.
 
     Raises:
         SlipwayError: for a name that is no task.
     """
     kind = ENVIRONMENTS[facts["environment"]]
-    known = kind.tasks()
-    named = [task_named(name, known) for name in names] or [known[kind.difficulty(known).argmax()]]
+    others = np.array(held_out_of(facts) or kind.tasks())
+    named = [task_named(name, kind) for name in names] or [others[kind.difficulty(others).argmax()]]
     tasks = list(dict.fromkeys(tuple(task.tolist()) for task in named))
     keys = [f"{'-'.join(map(str, task))}.{seed}.{time}" for task in tasks for time in range(times)]
     return play_all(run, np.repeat(np.array(tasks), times, axis=0), keys, settings, facts)
 
 
-def task_named(name: str, known: np.ndarray) -> np.ndarray:
+def task_named(name: str, kind: type[Room]) -> np.ndarray:
     """The task that a user writes as numbers with commas."""
     try:
-        task = np.array([int(part) for part in name.split(",")])
-    except ValueError:
-        task = np.zeros(0, np.int64)
-    if len(task) != known.shape[1] or not (known == task).all(1).any():
-        raise SlipwayError(f"{name!r} is no task of this environment; {','.join(map(str, known[-1].tolist()))} is one")
-    return task
+        return kind.task_of([int(part) for part in name.split(",")])
+    except (ValueError, SlipwayError):
+        raise SlipwayError(f"{name!r} is no task of {kind.name}; {written_task(kind.tasks()[-1])} is one") from None
 
 
 def play_all(
@@ -165,14 +180,18 @@ def read_tasks(source: RawInput, environment: str) -> np.ndarray:
     path, content = source.place, source.read()
     try:
         value = json.loads(content)
-        named, tasks = value["environment"], np.array(value["tasks"], dtype=np.int64)
+        named, tasks = value["environment"], list(value["tasks"])
     except (ValueError, KeyError, TypeError) as error:
         wanted = '{"environment": name, "tasks": [[numbers], ...]}'
         raise SlipwayError(f"{path}: not {wanted} ({type(error).__name__}: {error})") from None
     if named != environment:
         raise SlipwayError(f"{path}: tasks of {named!r}, and the model was trained in {environment!r}")
-    known = ENVIRONMENTS[environment].tasks()
+    found = []
     for number, task in enumerate(tasks):
-        if tasks.ndim != 2 or tasks.shape[1] != known.shape[1] or not (known == task).all(1).any():
-            raise SlipwayError(f"{path}: task {number}, {task.tolist()}, does not exist; {known[-1].tolist()} is one")
-    return tasks
+        try:
+            found.append(ENVIRONMENTS[environment].task_of(task))
+        except SlipwayError as error:
+            raise SlipwayError(f"{path}: tasks[{number}]: {error}") from None
+    if not found:
+        raise SlipwayError(f"{path}: tasks is empty: there is nothing to play")
+    return np.stack(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,26 @@ def test_another_seed_shares_no_rollout_and_a_task_named_twice_is_played_once(sh
     actions = [json.dumps(found["actions"]) for found in (*one, *other)]
     assert len(set(actions)) == len({found["name"] for found in (*one, *other)}) == 8
     assert shipped.rollout(task, f" {task}", "--times", "4") == one
+
+
+def test_without_a_task_one_is_played_that_was_held_out_and_every_line_says_what_is_known(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    """The hardest of the test split. Models of earlier versions have no splits in their facts: the hardest of all is played."""
+    kind = shipped.world.kind
+    by_difficulty = kind.tasks()[np.argsort(-kind.difficulty(kind.tasks()), kind="stable")]
+    hardest, second, third, other = (",".join(map(str, task)) for task in by_difficulty[[0, 1, -2, -1]].tolist())
+    [earlier] = shipped.rollout()
+    assert earlier["split"] is None and ",".join(map(str, earlier["task"])) == hardest
+    told = json.loads((shipped.folder / "artifact.json").read_text())
+    told["facts"]["splits"] = {"train": hardest, "val": "", "test": f"{third} {second}"}
+    newer = shutil.copytree(shipped.folder, tmp_path / "newer")
+    (newer / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    [own] = Shipped(shipped.world, newer).rollout()
+    assert own["split"] == "test" and ",".join(map(str, own["task"])) == second
+    command = ["rollout", hardest, second, other, "--model", str(newer), "--output", str(tmp_path / "out"), "--no-films"]
+    said = CliRunner().invoke(app, command).output
+    assert re.findall(r"\.0\.0 \((.*?)\): returns", said) == ["trained on", "held out", "not among its histories"]
 
 
 def test_rolling_out_needs_no_torch(shipped: Shipped, tmp_path: Path) -> None:

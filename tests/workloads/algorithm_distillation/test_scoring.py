@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def run(tiny: Tiny) -> Run:
 def test_the_gallery_shows_the_first_episodes_and_the_last_step_by_step(tiny: Tiny, run: Run) -> None:
     caption, film = next(WORKLOAD.gallery(run, tiny.records.split("test").take([0]), tiny.settings, tiny.facts))
     assert "in the first episode" in caption and film.dtype == np.uint8 and len(film) == 6 * 21
+    moved = [bool((one != other).any()) for one, other in pairwise(film)]
+    assert sum(moved) > len(film) / 2  # an agent may also stay where it is
 
 
 def test_tasks_of_ones_own_are_played_and_drawn(tiny: Tiny, run: Run, tmp_path: Path) -> None:
@@ -146,8 +149,15 @@ def test_the_task_of_a_record_can_be_played(tiny: Tiny) -> None:
     [
         ("[]", "not {"),
         ('{"environment": "dark_key_to_door", "tasks": [[1, 1, 1, 1]]}', "tasks of 'dark_key_to_door', and the model"),
-        ('{"environment": "darkroom", "tasks": [[1, 2], [9, 0]]}', r"task 1, \[9, 0\], does not exist"),
-        ('{"environment": "darkroom", "tasks": [[1, 2, 3]]}', r"task 0, \[1, 2, 3\], does not exist"),
+        (
+            '{"environment": "darkroom", "tasks": [[1, 2], [9, 0]]}',
+            r"tasks\[1\]: \[9, 0\] is no task of darkroom; \[8, 8\] is",
+        ),
+        ('{"environment": "darkroom", "tasks": [[1, 2, 3]]}', r"tasks\[0\]: \[1, 2, 3\] is no task of darkroom"),
+        ('{"environment": "darkroom", "tasks": [[8.7, 8]]}', r"tasks\[0\]: \[8.7, 8\] is no task of darkroom"),
+        ('{"environment": "darkroom", "tasks": [[true, 8]]}', r"tasks\[0\]: \[True, 8\] is no task of darkroom"),
+        ('{"environment": "darkroom", "tasks": [8, 8]}', r"tasks\[0\]: 8 is no task of darkroom"),
+        ('{"environment": "darkroom", "tasks": []}', "tasks is empty: there is nothing to play"),
     ],
 )
 def test_what_is_no_task_is_refused_by_name(tmp_path: Path, content: str, told: str) -> None:
