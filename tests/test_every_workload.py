@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageSequence
 
 from contracts.workload import ROOT, load, names
 from engine.normalization import KINDS
@@ -52,6 +55,14 @@ def _said(project: Path, *command: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
+
+
+def moves(film: bytes) -> bool:
+    """Whether these are the bytes of a GIF of several pictures, of which more than one is different."""
+    with Image.open(io.BytesIO(film)) as opened:
+        assert opened.format == "GIF"
+        frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(opened)]
+    return len(frames) > 20 and len(set(frames)) > 10
 
 
 @pytest.mark.slow
@@ -132,6 +143,13 @@ def test_the_whole_pipeline_runs_on_the_workloads_own_sample_through_both_doors(
         assert f"2 steps of {ranks} rank{'s' * (ranks > 1)}: every sample once" in checked
         assert "14 passed, 1 not applicable; the training takes about " in checked
     if name == "algorithm_distillation":
+        report = (project / "data" / "report" / name / "report.html").read_text(encoding="utf-8")
+        assert report.count("Learning in context, with frozen weights") and report.count("<svg") >= 2
+        assert (project / "data" / "report" / name / "charts" / "learning-in-context-with-frozen-weights.png").stat().st_size
+        films = re.findall(r'src="data:image/gif;base64,([^"]+)"', report)
+        assert films and all(moves(base64.b64decode(film)) for film in films)
+        assert "written: data/quality/" in _said(project, slipway, "quality", name)
+        assert re.search(r"\.0\.0 \(held out\): returns", _said(project, slipway, "rollout", "--no-films"))
         _said(project, *readme_command(".venv/bin/slipway rollout 8,8"))
         assert json.loads((project / "rollouts" / "rollouts.json").read_text())[0]["returns"]
         assert list((project / "rollouts").glob("*.gif"))
