@@ -121,7 +121,7 @@ def test_without_the_hub_its_models_are_what_this_machine_last_had_and_where_it_
 def test_a_model_or_revision_that_the_hub_does_not_have_is_named_before_anything_is_made(
     hub: HubServer, tmp_path: Path, wrong: dict[str, str]
 ) -> None:
-    settings = CaptioningPrepare.model_validate({"decoder": wrong})
+    settings = CaptioningPrepare.model_validate({"decoder": wrong, "base_steps": {"vision": 1, "language": 1}})
     with pytest.raises(
         SlipwayError, match=rf"the base model {wrong['name']} \(revision .*\) cannot be opened: .*"
     ) as refused:
