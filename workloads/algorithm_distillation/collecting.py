@@ -118,7 +118,12 @@ def check(raw: Path, settings: HistoryDownload) -> None:
     except SlipwayError:
         return
     said = {name: getattr(settings, name) for name in DESCRIBED if name in settings.model_fields_set}
-    if wrong := [f"{name} = {value!r}, theirs is {index[name]!r}" for name, value in said.items() if value != index[name]]:
+    wrong = [
+        f"{name} = {value!r}, theirs is {index[name]!r}"
+        for name, value in said.items()
+        if value is not None and value != index[name]
+    ]
+    if wrong:
         raise SlipwayError(
             f"download.sources brought other histories than download says: {'; '.join(wrong)}. Write what they are, or leave "
             "these settings out, which are for histories that are collected here"
