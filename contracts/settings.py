@@ -82,7 +82,8 @@ class PlanSettings(Section):
     not what is learnt, so they are no part of a run's identity.
 
     `micro_batch` is in samples a rank, `hang_seconds` how long a rank may show no progress, `restarts` how often a run that
-    lost a rank goes on by itself. `zero_stage` is DeepSpeed's; `offload` lets the optimiser's state, or the parameters too,
+    lost a rank goes on by itself. `activation_checkpointing` computes activations twice to save memory; auto does where too
+    little fits otherwise. `zero_stage` is DeepSpeed's; `offload` lets the optimiser's state, or the parameters too,
     rest in the CPU's memory (`fsdp`, `deepspeed`). `compress_gradients` sends them as bf16 (`ddp`). `accelerate_config` is a
     file that `accelerate config` wrote. `preflight` says which trainings are checked before they start: those that take more
     than a minute, all, or none.
@@ -92,7 +93,7 @@ class PlanSettings(Section):
     ranks: Annotated[int, Field(ge=1)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["auto"] | bool = "auto"
     compile: bool = False
     compress_gradients: bool = False
     zero_stage: Literal[1, 2, 3] = 2

@@ -24,7 +24,18 @@ from contracts.plan import Hardware, Plan
 from contracts.run import RunSpec
 from contracts.settings import Settings
 from contracts.workload import code_of
-from engine.planning import Footprint, Installed, count, look_around, memory_limit, plan, rivals, with_micro_batch
+from engine.planning import (
+    COST_OF_RECOMPUTING,
+    Footprint,
+    Installed,
+    count,
+    is_cramped,
+    look_around,
+    memory_limit,
+    plan,
+    rivals,
+    with_micro_batch,
+)
 
 if TYPE_CHECKING:
     from engine.probing import Probed
@@ -99,19 +110,41 @@ def _with_memory(
 
     print("plan: measuring what the model takes, then trying micro-batches", flush=True)
     size = footprint(spec)
-    made = plan(hardware, settings.train, settings.plan, installed=installed, footprint=size)
-    tried, lines = _probed(replace(spec, plan=made))
+    made = _made(hardware, settings, installed, size)
+    if settings.plan.activation_checkpointing == "auto" and (isinstance(made, SlipwayError) or is_cramped(made)):
+        size = replace(size, recomputed=footprint(_recomputing(spec)))
+        made = _made(hardware, settings, installed, size)
+    if isinstance(made, SlipwayError):
+        raise made
+    tried, lines = _probed(replace(spec, plan=made), settings)
     return tried, (_said_of(size, made), *lines)
 
 
+def _made(hardware: Hardware, settings: Settings, installed: Installed, size: Footprint) -> Plan | SlipwayError:
+    """The plan for a model of this size, or why there is none."""
+    try:
+        return plan(hardware, settings.train, settings.plan, installed=installed, footprint=size)
+    except SlipwayError as refusal:
+        return refusal
+
+
+def _recomputing(spec: RunSpec, reason: str = "") -> RunSpec:
+    """The same run with activations computed twice, for this reason."""
+    reasons = {**spec.plan.reasons, "activation_checkpointing": reason}
+    return replace(spec, plan=replace(spec.plan, activation_checkpointing=True, reasons=reasons))
+
+
 def _said_of(size: Footprint, made: Plan) -> str:
+    if made.activation_checkpointing and size.recomputed:
+        size = size.recomputed
     resting = size.resting(made.backend, ranks=made.ranks, zero_stage=made.zero_stage, offload=made.offload)
     numbers = f"{resting / GIB:.3f} GiB a rank before the first sample, {size.sample / GIB:.4f} a sample"
     return f"memory model: {numbers} ({'; '.join(size.notes)})"
 
 
-def _probed(spec: RunSpec) -> tuple[Plan, tuple[str, ...]]:
-    """The spec's plan with the largest micro-batch that fits on all of its ranks.
+def _probed(spec: RunSpec, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
+    """The spec's plan with the largest micro-batch that fits on all of its ranks; with activations computed twice where none does
+    otherwise and the wishes leave that open.
 
     Raises:
         SlipwayError: when none does.
@@ -119,11 +152,18 @@ def _probed(spec: RunSpec) -> tuple[Plan, tuple[str, ...]]:
     from engine.probing import probe
 
     found = probe(spec)
+    ghost, recomputed = settings.train.ghost_batch, spec.plan.activation_checkpointing
+    if found.micro_batch is None and not recomputed and settings.plan.activation_checkpointing == "auto":
+        told = f"not even a ghost batch of {count(ghost, 'sample')} fits with activations kept"
+        print(f"plan: {told}; trying again with activations computed twice", flush=True)
+        reason = f"{COST_OF_RECOMPUTING}: tried, {told}"
+        made, lines = _probed(_recomputing(spec, reason), settings)
+        return made, (f"probe: {told}", *lines)
     if found.micro_batch is None:
-        ghost = spec.settings["train"]["ghost_batch"]
+        out = "" if recomputed else "set plan.activation_checkpointing to true, "
         raise SlipwayError(
-            f"memory runs out with a single ghost batch of {ghost} samples on {spec.plan.backend}: set plan.activation_checkpointing,"
-            " lower train.ghost_batch, or let plan.offload be optimizer"
+            f"memory runs out with a single ghost batch of {ghost} samples on {spec.plan.backend}"
+            f"{', activations computed twice' if recomputed else ''}: {out}lower train.ghost_batch, or let plan.offload be optimizer"
         )
     made, story = with_micro_batch(spec.plan, found.micro_batch), _story(found)
     micros = f"{made.ranks} x {made.micro_batch} x {made.accumulation} = the global batch of {made.global_batch}"
@@ -160,6 +200,10 @@ def _measured(
         )
     rows = [_row(rival, spec, time) for rival in plans]
     top = max(row["samples_per_second"] for row in rows)
+    if not top and settings.plan.activation_checkpointing == "auto":
+        print("plan: none could be timed; trying again with activations computed twice", flush=True)
+        wishes = settings.plan.model_copy(update={"activation_checkpointing": True})
+        return _measured(spec, settings.model_copy(update={"plan": wishes}), hardware, installed, probes, time)
     if not top:
         raise SlipwayError("no plan could be timed: " + "; ".join(f"{row['name']}: {row['failed']}" for row in rows))
     rows, noise = _timed_again(rows, plans, FINAL * top, spec, time)
@@ -174,7 +218,7 @@ def _measured(
     ]
     made = _explained(plans[best], rows, best, settings, tie)
     if probes:
-        made, told = _probed(replace(spec, plan=made))
+        made, told = _probed(replace(spec, plan=made), settings)
         lines += told
     return Chosen(made, tuple(lines), tuple(rows))
 

@@ -26,13 +26,16 @@ from engine.planning.platforms import (
     process_group_environment,
     torchrun,
 )
+from engine.planning.recomputing import COST_OF_RECOMPUTING, is_cramped, with_activations
 from engine.planning.wishes import refuse_impossible, unmet, with_accelerate_config
 
 __all__ = [
+    "COST_OF_RECOMPUTING",
     "Footprint",
     "Installed",
     "count",
     "has_libuv",
+    "is_cramped",
     "largest_divisor",
     "look_around",
     "meeting",
@@ -64,7 +67,8 @@ def plan(
     """The layout of one training run: ranks x micro_batch x accumulation is exactly the global batch.
 
     A micro-batch is a whole number of ghost batches, so that batch statistics do not depend on the layout. `wishes` are
-    honoured or refused. `footprint`, where it is known, replaces the table of first guesses by the GPU's size.
+    honoured or refused. `footprint`, where it is known, replaces the table of first guesses by the GPU's size, and decides
+    whether activations are computed twice.
 
     Raises:
         SlipwayError: when a wish cannot be honoured here, or one ghost batch cannot fit; the text says what to change.
@@ -74,7 +78,10 @@ def plan(
     machine = replace(hardware, devices=()) if accelerated.use_cpu else hardware
     refuse_impossible(machine, settings, wishes, installed)
     lay_out = on_gpus if machine.devices else on_cpu
-    made = with_options(lay_out(machine, settings, wishes, installed, footprint), wishes)
+    made, wishes = with_activations(
+        lambda wish, size: lay_out(machine, settings, wish, installed, size), settings, wishes, footprint
+    )
+    made = with_options(made, wishes)
     reasons = dict(made.reasons)
     if accelerated.taken:
         reasons["backend"] += f"; {accelerated.taken}"

@@ -19,6 +19,7 @@ class Footprint:
     `weights` are those that train, in fp32 (their gradients take as much); `frozen` the other parameters and the buffers;
     `optimizer` its state; `average` the averaged weights; `validation` the copy that is scored; `sample` the activations of
     one sample at their peak; `workspace` what a step takes besides, however few its samples. `notes` say how it was found.
+    `recomputed` is the same with activations computed twice; None where nobody measured that.
     """
 
     weights: int = 0
@@ -29,6 +30,7 @@ class Footprint:
     sample: int = 0
     workspace: int = 0
     notes: tuple[str, ...] = ()
+    recomputed: Footprint | None = None
 
     def resting(self, backend: Backend, *, ranks: int = 1, zero_stage: int = 2, offload: Offload = "none") -> int:
         """Bytes on the device of each rank before the first sample."""

@@ -133,14 +133,16 @@ def _does_not_fit(
     wishes: PlanSettings,
     backend: Backend,
 ) -> str:
-    ways = [] if wishes.activation_checkpointing else ["set plan.activation_checkpointing"]
+    recomputed = wishes.activation_checkpointing is True
+    ways = [] if recomputed else ["set plan.activation_checkpointing to true"]
     if wishes.offload == "none":
         ways.append(f"let plan.offload be optimizer{'' if backend in SHARDING else ' (with plan.backend auto)'}")
     if limit > 0:
         ways.append(f"set train.ghost_batch to {limit} or less")
+    how = f"{backend}, activations computed twice" if recomputed else backend
     return (
         f"a model of {resting / GIB:.2f} GiB and a ghost batch of {settings.ghost_batch} samples at {footprint.sample / GIB:.2f} GiB"
-        f" each do not fit with {backend}: {where}. {'; or '.join([*ways, 'make the samples or the model smaller'])}"
+        f" each do not fit with {how}: {where}. {'; or '.join([*ways, 'make the samples or the model smaller'])}"
     )
 
 

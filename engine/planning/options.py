@@ -14,7 +14,7 @@ def with_options(made: Plan, wishes: PlanSettings) -> Plan:
     sends = made.ranks > 1 and made.backend not in SHARDING
     made = replace(
         made,
-        activation_checkpointing=wishes.activation_checkpointing,
+        activation_checkpointing=wishes.activation_checkpointing is True,
         compile=wishes.compile,
         compress_gradients=wishes.compress_gradients and sends,
         zero_stage=wishes.zero_stage,
@@ -27,9 +27,6 @@ def with_options(made: Plan, wishes: PlanSettings) -> Plan:
 
 def _reasons(made: Plan, wishes: PlanSettings) -> dict[str, str]:
     return {
-        "activation_checkpointing": "layers are computed again in the backward: about a third more work, far less memory"
-        if made.activation_checkpointing
-        else "activations are kept: plan.activation_checkpointing trades about a third more work for far less memory",
         "compile": "the first step takes minutes, the others less time"
         if made.compile
         else "as params.yaml says; `slipway plan --measure` tries it on GPUs",

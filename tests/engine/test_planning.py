@@ -95,6 +95,7 @@ def test_each_machine_gets_its_plan(hardware: Hardware, batch: int, ghost: int, 
     made = plan(hardware, TrainSettings(global_batch=batch, ghost_batch=ghost))
     assert layout(made) == expected
     assert made.global_batch == batch
+    assert not made.activation_checkpointing, "nothing was measured"
 
 
 def test_the_global_batch_is_kept_on_every_machine() -> None:
@@ -162,10 +163,68 @@ def test_a_known_footprint_replaces_the_table() -> None:
 
 def test_a_ghost_batch_that_cannot_fit_is_refused_with_the_ways_out() -> None:
     settings = TrainSettings(global_batch=64, ghost_batch=16)
-    with pytest.raises(SlipwayError, match=r"plan.activation_checkpointing; or .*train.ghost_batch to 7 or less"):
+    with pytest.raises(SlipwayError, match=r"plan.activation_checkpointing to true; or .*train.ghost_batch to 7 or less"):
         plan(machine(LAPTOP), settings, footprint=sized(GIB))
     with pytest.raises(SlipwayError, match=r"needs about 17.0 GiB, this machine has 8.0"):
         plan(machine(cores=4, memory=8), settings, footprint=sized(GIB))
+
+
+# A model of a quarter GiB of whose samples each holds 3 GiB of activations, or half a GiB where they are computed twice.
+HEAVY_BUT_FOR_RECOMPUTING = dataclasses.replace(
+    sized(3 * GIB, weights=GIB // 4), recomputed=sized(GIB // 2, weights=GIB // 4)
+)
+GPUS_4090, GPUS_L4 = machine(RTX_4090, RTX_4090), machine(*[L4] * 4, cores=48)
+GPUS_A100, GPU_LAPTOP = machine(*[A100_80] * 8, cores=96), machine(LAPTOP, cores=12, memory=16)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "ghost", "expected", "words"),
+    [
+        pytest.param(GPUS_4090, 4, ("ddp", 2, 4, 8, False), "kept", id="RTX 4090 x2"),
+        pytest.param(
+            GPUS_4090, 8, ("ddp", 2, 32, 1, True), "a ghost batch of 8 samples fits", id="RTX 4090 x2, ghosts of 8"
+        ),
+        pytest.param(GPUS_L4, 1, ("ddp", 4, 4, 4, False), "kept", id="L4 x4"),
+        pytest.param(GPUS_L4, 8, ("ddp", 4, 16, 1, True), "a ghost batch of 8 samples fits", id="L4 x4, ghosts of 8"),
+        pytest.param(GPUS_A100, 8, ("ddp", 8, 8, 1, False), "kept", id="A100-80 x8"),
+        pytest.param(GPU_LAPTOP, 1, ("single", 1, 8, 8, True), "1 sample at once would fit, and so 8", id="8 GiB laptop"),
+        pytest.param(machine(cores=2, memory=16), 4, ("single", 1, 4, 16, False), "kept", id="CPU"),
+        pytest.param(machine(cores=2, memory=12), 4, ("ddp", 2, 4, 8, True), "a ghost batch of 4 samples", id="small CPU"),
+    ],
+)
+def test_activations_are_computed_twice_where_too_few_samples_fit_otherwise(
+    hardware: Hardware, ghost: int, expected: tuple[Any, ...], words: str
+) -> None:
+    settings = TrainSettings(global_batch=64, ghost_batch=ghost)
+    made = plan(hardware, settings, footprint=HEAVY_BUT_FOR_RECOMPUTING)
+    assert (made.backend, made.ranks, made.micro_batch, made.accumulation, made.activation_checkpointing) == expected
+    assert words in made.reasons["activation_checkpointing"]
+    assert unmet(made, PlanSettings()) is None
+
+
+def test_a_wish_about_activations_is_honoured_whatever_fits() -> None:
+    settings = TrainSettings(global_batch=64, ghost_batch=8)
+    for wish, fits in ((True, HEAVY_BUT_FOR_RECOMPUTING.recomputed), (False, sized(GIB // 2))):
+        made = plan(GPUS_4090, settings, PlanSettings(activation_checkpointing=wish), footprint=fits)
+        assert made.activation_checkpointing is wish
+        assert made.reasons["activation_checkpointing"].startswith("as plan.activation_checkpointing says")
+        assert unmet(made, PlanSettings(activation_checkpointing=not wish)) == f"activation_checkpointing {not wish}"
+    with pytest.raises(SlipwayError, match=r"set plan.activation_checkpointing to true; or"):
+        plan(GPUS_4090, settings, PlanSettings(activation_checkpointing=False), footprint=HEAVY_BUT_FOR_RECOMPUTING)
+
+
+def test_what_does_not_fit_with_activations_computed_twice_either_is_refused() -> None:
+    size = dataclasses.replace(sized(GIB), recomputed=sized(GIB - 1))
+    with pytest.raises(
+        SlipwayError, match=r"at 1.00 GiB each do not fit with single, activations computed twice: "
+    ) as refused:
+        plan(GPU_LAPTOP, TrainSettings(global_batch=64, ghost_batch=16), footprint=size)
+    assert "plan.activation_checkpointing" not in str(refused.value)
+
+
+def test_few_samples_at_once_are_no_reason_to_compute_twice_where_no_more_fit_so() -> None:
+    size = dataclasses.replace(sized(3 * GIB), recomputed=sized(2 * GIB + GIB // 2))
+    assert not plan(GPU_LAPTOP, TrainSettings(global_batch=64), footprint=size).activation_checkpointing
 
 
 def test_a_model_that_fits_only_in_pieces_is_sharded() -> None:

@@ -18,12 +18,12 @@ from torch import nn
 from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.run import RunSpec
-from engine import fitting
+from engine import choosing, fitting, probing
 from engine import loop as engine_loop
 from engine.memory import LIMIT, LiveBytes, footprint, limited, model_footprint
 from engine.planning import Footprint
 from engine.probing import Probed, probe, searched
-from tests.engine.tiny_workload import Shipped, Tiny, TinyObjective, tiny_spec
+from tests.engine.tiny_workload import Shipped, Tiny, TinyObjective, TinySettings, tiny_spec
 
 MakeSpec = Callable[..., RunSpec]
 CPU = torch.device("cpu")
@@ -256,6 +256,47 @@ class Hungry(TinyObjective):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         room = self.last.bias[0] * batch["rows"].new_ones(len(batch["rows"]), self.bytes_each // 4)
         return {"loss": super().forward(batch)["loss"] + 0 * room.square().mean()}
+
+
+class HungryLayer(nn.Module):
+    """Passes on what it gets, and keeps two mebibytes of every sample for the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, spread: torch.Tensor) -> torch.Tensor:
+        room = (self.scale * spread.new_ones(len(spread), 256 * KIB)).square()
+        return spread * room.mean()
+
+
+class HungryLayers(TinyObjective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.extend(HungryLayer() for _ in range(6))
+
+
+@pytest.mark.parametrize(("wish", "fits"), [("auto", True), (True, True), (False, False)])
+def test_where_not_even_a_ghost_batch_fits_activations_are_computed_twice_if_the_wishes_leave_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Any, fits: bool
+) -> None:
+    workload, spec = Tiny(), tiny_spec(tmp_path, ghost_batch=4)
+    workload.make_objective = HungryLayers
+    settings = TinySettings.model_validate({**spec.settings, "plan": {"activation_checkpointing": wish}})
+    spec = replace(spec, plan=replace(spec.plan, activation_checkpointing=wish is True))
+    for module in (engine_loop, probing):
+        monkeypatch.setattr(module, "load", lambda name: workload)
+    monkeypatch.setattr(probing, "_run", lambda spec: fitting.try_all(spec) or 0)
+    monkeypatch.setenv(LIMIT, str(36 << 20))  # six layers keep 48 MiB of four samples
+    if not fits:
+        with pytest.raises(SlipwayError, match="set plan.activation_checkpointing to true, lower train.ghost_batch"):
+            choosing._probed(spec, settings)
+        return
+    made, lines = choosing._probed(spec, settings)
+    assert (made.activation_checkpointing, made.micro_batch, made.accumulation) == (True, 4, 2)
+    if wish == "auto":
+        assert lines[0] == "probe: not even a ghost batch of 4 samples fits with activations kept"
+        assert "a third more work: tried, not even" in made.reasons["activation_checkpointing"]
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
