@@ -20,6 +20,7 @@ from engine.preflight.learning import (
     FEWEST_STEPS,
     LESSON_SECONDS,
     MOST_STEPS,
+    PAIRED,
     frozen_parameters,
     gradients,
     one_batch,
@@ -110,7 +111,7 @@ def _alone(spec: RunSpec, say: Tell) -> str:
     try:
         lesson = Lesson(spec)
         lesson.warm_up()
-        losses = lesson.repeat(fewest=FEWEST_STEPS, most=MOST_STEPS, seconds=LESSON_SECONDS, fall=FALL)
+        repeated = lesson.repeat(fewest=FEWEST_STEPS, most=MOST_STEPS, seconds=LESSON_SECONDS, fall=FALL, paired=PAIRED)
     except Exception as error:
         if is_out_of_memory(error):
             return "one process cannot hold the objective and its optimiser beside those of the run"
@@ -119,7 +120,7 @@ def _alone(spec: RunSpec, say: Tell) -> str:
         "gradients": lambda: gradients(lesson),
         "optimiser": lambda: optimiser(lesson),
         "frozen parameters": lambda: frozen_parameters(lesson),
-        "one batch": lambda: one_batch(losses, spec.settings["train"]["learning_rate"]),
+        "one batch": lambda: one_batch(repeated, spec.settings["train"]["learning_rate"]),
         "saved weights": lambda: saved_weights(lesson, Path(spec.output) / "saved"),
         "teacher": lambda: teacher(lesson),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -14,20 +14,39 @@ from contracts.plan import Plan
 from contracts.run import RunSpec
 from engine.beacon import mark
 from engine.feeding import Batch, moved
+from engine.normalization import statistics_paused
 from engine.parts import what_trains
 from engine.planning import largest_divisor
-from engine.preflight.rehearsal import Rehearsal
+from engine.preflight.rehearsal import Rehearsal, labels_in
 from engine.randomness import key
 
 # Different micro-batches in it, and samples in each: few, because it has to fit beside the run itself.
 NUM_BATCHES, NUM_SAMPLES = 3, 16
+# A loss that changes by no more than this share of it is the same.
+DEAF = 1e-5
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What became of a batch that was taken again and again: its `losses`, the first and those after each step; by how much
+    more than before learning the loss grows when samples have the rows of others in one tensor, by its name (nothing where
+    that says nothing); and the tensors that are `unheard`, of which any sample's row will do."""
+
+    losses: tuple[float, ...]
+    grown: Mapping[str, float] = field(default_factory=dict)
+    unheard: tuple[str, ...] = ()
+
+    def knows_samples(self, share: float) -> bool:
+        """Whether samples are told apart, for at least this share of what was learnt. What an output's bias learns is the same
+        for all samples: in a cross-entropy it makes no difference whose they are."""
+        return not self.grown or max(self.grown.values()) >= share * (self.losses[0] - self.losses[-1])
 
 
 class Lesson:
     """The run's objective, optimiser and precision in one process, whatever the plan, and a few small batches.
 
     `absent` are the trainable parameters that have had no gradient so far, `silent` those whose gradient was zero wherever
-    there was one, `frozen` what the others held at first.
+    there was one, `frozen` what the others held at first. `before` is what `told_apart` gave when nothing was learnt yet.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -37,6 +56,7 @@ class Lesson:
         self.trained = what_trains(self.backend.objective)
         self.absent, self.silent = set(self.trained), set(self.trained)
         self.frozen = fingerprints(self.backend.objective)
+        self.before = self.told_apart()
 
     def take(self, batch: Batch, *, rate: float, number: int) -> float:
         """One step at `rate` times the run's learning rate, and the loss before it; the same `number`, the same dropout."""
@@ -64,19 +84,51 @@ class Lesson:
         for number, batch in enumerate(self.batches):
             self.take(batch, rate=(number + 1) / (len(self.batches) + 1), number=number)
 
-    def repeat(self, *, fewest: int, most: int, seconds: float, fall: float) -> list[float]:
-        """The losses of the first batch taken again and again: the first and those after each step.
+    @torch.no_grad()
+    def told_apart(self) -> dict[str, float]:
+        """By how much the first batch's loss grows when of one of its tensors, by name, each sample has the row of the next.
 
-        It ends when they are no number, after `most` steps, when the time is over, or when the loss has fallen by the share
-        `fall` in `fewest` steps or more.
+        Empty where that says nothing: one sample, no labels, or a tensor whose rows are all alike.
+        """
+        batch, num = moved(self.batches[0], self.backend.device), self.loop.plan.micro_batch
+        rows = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.ndim}
+        rows = {name: value for name, value in rows.items() if len(value) == num}
+        exchanged = {name: value.roll(1, 0) for name, value in rows.items()}
+        alike = any(torch.equal(value, rows[name]) for name, value in exchanged.items())
+        if num < 2 or alike or not (labels_in(batch, self.backend.objective) or (0, 0))[0]:
+            return {}
+        right = self._loss(batch)
+        return {name: self._loss({**batch, name: value}) - right for name, value in exchanged.items()}
+
+    def _loss(self, batch: Batch) -> float:
+        """Of a batch on the device, with the dropout of the steps that repeat the first one."""
+        mark("learning")
+        torch.manual_seed(key(self.loop.train.seed, "lesson", -1))
+        with statistics_paused(), self.backend.autocast():
+            found = float(self.backend.forward(batch)["loss"])
+        self.backend.forget()
+        return found
+
+    def repeat(self, *, fewest: int, most: int, seconds: float, fall: float, paired: float) -> Repeated:
+        """The first batch taken again and again.
+
+        It ends when its loss is no number, after `most` steps, when the time is over, or when the loss has fallen by the share
+        `fall` in a multiple of `fewest` steps and the samples of the batch are told apart for at least the share `paired` of that.
         """
         batch, end = self.batches[0], time.monotonic() + seconds
         losses = [self.take(batch, rate=1.0, number=-1)]
         while math.isfinite(losses[-1]) and len(losses) <= most and time.monotonic() < end:
-            if len(losses) > fewest and has_fallen(losses, fall):
-                break
+            if len(losses) % fewest == 1 and len(losses) > 1 and has_fallen(losses, fall):
+                if (found := self._repeated(losses)).knows_samples(paired):
+                    return found
             losses.append(self.take(batch, rate=1.0, number=-1))
-        return losses
+        return self._repeated(losses)
+
+    def _repeated(self, losses: Sequence[float]) -> Repeated:
+        now = self.told_apart()
+        # Differences to other batches, and what a batch's own loss is made of, are in both.
+        grown = {name: value - self.before[name] for name, value in now.items() if name in self.before}
+        return Repeated(tuple(losses), grown, tuple(name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1])))
 
     def left_out(self) -> list[str]:
         """The trainable parameters that the optimiser does not have."""

@@ -41,10 +41,10 @@ class Look:
     @classmethod
     def at(cls, output: Mapping[str, torch.Tensor], batch: Batch, objective: nn.Module) -> Look:
         parts = {name: float(value) for name, value in output.items()}
-        return cls(parts, parts.pop("weight", 1.0), _labels(batch, objective))
+        return cls(parts, parts.pop("weight", 1.0), labels_in(batch, objective))
 
 
-def _labels(batch: Batch, objective: nn.Module) -> tuple[int, int] | None:
+def labels_in(batch: Batch, objective: nn.Module) -> tuple[int, int] | None:
     if count := getattr(objective, "supervised", None):
         return count(batch)
     given = batch.get("labels")

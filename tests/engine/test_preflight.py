@@ -27,6 +27,7 @@ from engine.preflight import examine
 from engine.preflight.batches import digested, rank_batches
 from engine.preflight.checks import check
 from engine.preflight.learning import one_batch
+from engine.preflight.lesson import Repeated
 from engine.preflight.outputs import _alike_scored, _apart
 from engine.preflight.rehearsal import Rehearsal
 from tests.engine.tiny_workload import NUM_CLASSES, Shipped, Tiny, TinyDataset, TinyObjective, tiny_spec
@@ -180,6 +181,29 @@ class TooLarge(TinyObjective):
         return super().forward(batch)
 
 
+class DeafToItsRows(TinyObjective):
+    """Every parameter trains, and yet all it can learn is how often each class is there."""
+
+    def features(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().features(torch.ones_like(rows))
+
+
+class ReadsItsLabels(TinyObjective):
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = 5 * functional.one_hot(batch["labels"], NUM_CLASSES)
+        return {"loss": functional.cross_entropy(self.logits(batch["rows"]) + given, batch["labels"])}
+
+
+class LearnsItsBiasAlone(Tiny):
+    """The optimiser has everything, with a learning rate of nothing but for the output's bias."""
+
+    def optimizer(self, objective: nn.Module, settings: Any) -> torch.optim.Optimizer:
+        trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+        bias = trained.pop("last.bias")
+        still = {"params": list(trained.values()), "lr": 1e-12}
+        return torch.optim.AdamW([{"params": [bias], "lr": 0.1}, still])
+
+
 class DeafTeacher(TinyObjective):
     def teacher(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.ones(len(batch["rows"]))
@@ -250,6 +274,9 @@ def test_a_sound_run_has_no_fault_and_every_check_applies(found: Any, workload: 
         (Leaves(), "optimiser", "does not have first.bias, blocks.0.norm.bias, blocks.1.norm.bias and 1 more"),
         (planted(make_objective=Drifting), "frozen parameters", "between.weight of 2 changed"),
         (Climbs(), "one batch", "loss went from"),
+        (LearnsItsBiasAlone(), "one batch", "in 40 steps, of which [-0-9.e]+ has to do with which input belongs"),
+        (planted(make_objective=DeafToItsRows), "one batch", "whichever sample's rows a sample is given"),
+        (planted(make_objective=ReadsItsLabels), "initial loss", "0\\.0[0-9]+, .* has 1.386"),
         (planted(make_objective=DropoutStaysOn), "saved weights", "outputs that differ"),
         (planted(make_objective=ForgetsItsScale), "saved weights", "outputs that differ"),
         (KeepsCounting(), "saved weights", "num_rows is [0-9]+ with loaded weights, [0-9]+ before"),
@@ -284,7 +311,14 @@ def test_a_learning_rate_of_nearly_nothing_learns_no_batch(found: Any) -> None:
     ],
 )
 def test_a_lesson_cut_short_is_no_fault_unless_its_loss_climbs(losses: list[float], state: str) -> None:
-    assert one_batch(losses, 0.001).state == state
+    assert one_batch(Repeated(tuple(losses)), 0.001).state == state
+
+
+@pytest.mark.parametrize(("steps", "grown", "state"), [(5, 0.3, "passed"), (40, 0.01, "failed"), (20, 0.01, "not applicable")])
+def test_a_fall_that_has_nothing_to_do_with_the_samples_is_a_fault_once_all_steps_are_made(
+    steps: int, grown: float, state: str
+) -> None:
+    assert one_batch(Repeated((2.0, *[1.5] * steps), {"rows": grown, "labels": 0.0}), 0.001).state == state
 
 
 def test_a_warm_up_longer_than_the_run_is_a_schedule_that_does_not_end(found: Any) -> None:
