@@ -66,8 +66,10 @@ def with_accelerate_config(wishes: PlanSettings) -> FromAccelerate:
         if wanted not in (None, "auto", value):
             raise _refused(name, wanted, f"{path} says {value}: leave one of them out")
     dynamo = config.get("dynamo_config")
-    dynamo = dynamo.get("dynamo_backend", "NO") if isinstance(dynamo, dict) else "NO"
-    update = {**found, "compile": wishes.compile or str(dynamo).upper() not in ("NO", "NONE")}
+    dynamo = str(dynamo.get("dynamo_backend", "NO") if isinstance(dynamo, dict) else "NO").upper()
+    if dynamo not in ("NO", "NONE", "FALSE", "INDUCTOR"):
+        raise _refused("accelerate_config", path, f"its dynamo_backend is {dynamo}: INDUCTOR or NO can be trained here")
+    update = {**found, "compile": wishes.compile or dynamo == "INDUCTOR"}
     taken = f"{path}: {kind}, num_processes {processes or 'auto'}, mixed_precision {text}"
     return FromAccelerate(wishes.model_copy(update=update), bool(config.get("use_cpu")) or kind == "MULTI_CPU", taken)
 

@@ -472,7 +472,9 @@ def test_a_file_for_gpus_starts_ranks_that_meet_where_there_are_none(tmp_path: P
 
 
 def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
-    assert plan(TWO, BATCH, accelerate_config(tmp_path, dynamo_config={"dynamo_backend": "INDUCTOR"})).compile
+    for name, compiled in (("INDUCTOR", True), ("no", False), (False, False)):  # YAML reads a bare NO as false
+        made = plan(TWO, BATCH, accelerate_config(tmp_path, dynamo_config={"dynamo_backend": name}))
+        assert made.compile is compiled
 
 
 @pytest.mark.parametrize(
@@ -484,6 +486,7 @@ def test_accelerates_compiler_is_taken_over(tmp_path: Path) -> None:
         ({"num_processes": "auto"}, "its num_processes is 'auto': a number is wanted; plan.ranks is auto where it is null"),
         ({"mixed_precision": "fp8"}, "its mixed_precision is fp8: no, bf16 or fp16"),
         ({"gpu_ids": "1,2"}, "set them in CUDA_VISIBLE_DEVICES"),
+        ({"dynamo_config": {"dynamo_backend": "CUDAGRAPHS"}}, "its dynamo_backend is CUDAGRAPHS: INDUCTOR or NO"),
         ({"num_processes": 0}, "its num_processes is 0: a number is wanted"),
         ({"num_processes": 3}, "plan.ranks = 3 cannot be: this machine has 2 GPUs"),
     ],
