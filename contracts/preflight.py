@@ -9,13 +9,13 @@ from typing import Literal
 
 from contracts.files import read_json, write_json
 
-State = Literal["passed", "failed", "not applicable"]
+State = Literal["passed", "warning", "failed", "not applicable"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one check found. `reason` is what was seen, or why there is nothing to check; a failed one names its likely cause
-    and a remedy."""
+    and a remedy, and so does a warning, which may be meant and stops nothing."""
 
     name: str
     state: State
@@ -25,7 +25,7 @@ class Finding:
 
     def line(self) -> str:
         """All of it in one line."""
-        why = f"; {self.cause} -> {self.remedy}" if self.state == "failed" else ""
+        why = f"; {self.cause} -> {self.remedy}" if self.state in ("failed", "warning") else ""
         return f"{self.state:<15} {self.name:<18} {self.reason}{why}"
 
 

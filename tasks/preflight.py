@@ -54,6 +54,9 @@ def before_training(spec: RunSpec, settings: Settings) -> None:
     report = preflight(spec, settings, shortest=0.0 if wish == "always" else SHORT_SECONDS)
     report.write(place)
     print(f"preflight: {summary(report)}, in {time.monotonic() - began:.0f} s", flush=True)
+    for one in report.findings:
+        if one.state == "warning":
+            print(f"preflight: {one.line()}", flush=True)
     if report.failed:
         faults = "\n  ".join(one.line() for one in report.failed)
         raise SlipwayError(

@@ -23,6 +23,8 @@ from engine.stream import Sample, Stream
 
 # Samples of the first epoch that are only counted.
 COUNTED_SAMPLES = 200_000
+# Where of so large a share of the samples no label counts, it is said.
+MANY = 1 / 3
 # How near the initial loss must be to what the objective expects, as a share of it.
 NEAR = 0.25
 
@@ -130,7 +132,16 @@ def labels(looks: Sequence[Look]) -> Finding:
     told = f"{counting / num:.1%} of the labels count"
     if not counting:
         return Finding(name, "failed", f"{told} in {len(looks)} micro-batches, which have {num:,}", cause, remedy)
-    return Finding(name, "passed", f"{told}: {counting:,} of {num:,} in {len(looks)} micro-batches")
+    told += f": {counting:,} of {num:,} in {len(looks)} micro-batches"
+    none, every = map(sum, zip(*(look.without for look in looks), strict=True))
+    if none < MANY * every:
+        return Finding(name, "passed", told)
+    what = "micro-batches" if every == len(looks) else "samples"
+    reason, cause = (
+        f"{told}; {none:,} of {every:,} {what} have none",
+        "many records have no labels, or theirs are lost or masked",
+    )
+    return Finding(name, "warning", reason, cause, f"if that is not meant, {remedy}")
 
 
 def unusable(looks: Sequence[Look]) -> str:

@@ -96,14 +96,18 @@ def _of_its_samples(found: Repeated, told: str) -> Finding:
     if found.unheard:
         reason = f"{told}, and is the same whichever sample's {' or '.join(found.unheard)} a sample is given"
         cause = "it is masked, overwritten or not used, or the labels are read by what is to foretell them"
-        return Finding(name, "failed", reason, cause, "follow it through the forward; what is not needed, collate leaves out")
+        return Finding(
+            name, "failed", reason, cause, "follow it through the forward; what is not needed, collate leaves out"
+        )
     if found.knows_samples(PAIRED):
         return Finding(name, "passed", told)
     most = max(found.grown.values())
     reason = f"{told}, of which {most:.2g} has to do with which input belongs to which label"
     if short:
         return Finding(name, "not applicable", f"{reason}: more steps do not fit into {LESSON_SECONDS:.0f} s")
-    cause = "what is learnt is the same for all samples (an output's bias), or the labels are read by what is to foretell them"
+    cause = (
+        "what is learnt is the same for all samples (an output's bias), or the labels are read by what is to foretell them"
+    )
     return Finding(name, "failed", reason, cause, "look at the learning rates of the layers and at what the forward reads")
 
 

@@ -118,9 +118,9 @@ class Lesson:
         batch, end = self.batches[0], time.monotonic() + seconds
         losses = [self.take(batch, rate=1.0, number=-1)]
         while math.isfinite(losses[-1]) and len(losses) <= most and time.monotonic() < end:
-            if len(losses) % fewest == 1 and len(losses) > 1 and has_fallen(losses, fall):
-                if (found := self._repeated(losses)).knows_samples(paired):
-                    return found
+            due = len(losses) > 1 and (len(losses) - 1) % fewest == 0
+            if due and has_fallen(losses, fall) and (found := self._repeated(losses)).knows_samples(paired):
+                return found
             losses.append(self.take(batch, rate=1.0, number=-1))
         return self._repeated(losses)
 
@@ -128,7 +128,9 @@ class Lesson:
         now = self.told_apart()
         # Differences to other batches, and what a batch's own loss is made of, are in both.
         grown = {name: value - self.before[name] for name, value in now.items() if name in self.before}
-        return Repeated(tuple(losses), grown, tuple(name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1])))
+        return Repeated(
+            tuple(losses), grown, tuple(name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1]))
+        )
 
     def left_out(self) -> list[str]:
         """The trainable parameters that the optimiser does not have."""

@@ -102,8 +102,24 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
     return math.inf if math.isnan(far) else far
 
 
+class Asked(dict[str, Any]):
+    """A batch that remembers in `parts` which of them it was asked for."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.parts: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.parts.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.parts.add(name)
+        return super().get(name, default)
+
+
 def teacher(lesson: Lesson) -> Finding:
-    """Whether the teacher says something else of other inputs."""
+    """Whether the teacher says something else of other inputs, of each that it reads."""
     name, objective = "teacher", lesson.backend.objective
     ask = getattr(objective, "teacher", None)
     if ask is None:
@@ -118,21 +134,29 @@ def teacher(lesson: Lesson) -> Finding:
         with lesson.backend.autocast():
             return list(_tensors(ask(batch)))
 
-    answer = said(first)
+    asked = Asked(first)
+    answer = said(asked)
     if _same(answer, said(second)):
         cause = "it is fed a constant, its input is masked, or its output is normalised away"
         return Finding(
             name, "failed", "it says the same of two different batches", cause, "print what it is given and what it gives"
         )
     heard = [key for key in _exchangeable(first, second) if not _same(answer, said({**first, key: second[key]}))]
-    return Finding(name, "passed", f"it reacts to its input ({', '.join(heard) or 'several parts together'})")
+    told = f"it reacts to its input ({', '.join(heard) or 'several parts together'})"
+    deaf = [key for key in _exchangeable(first, second) if key in asked.parts and key not in heard]
+    if deaf and heard:
+        reason = f"{told}, and says the same whatever {' or '.join(deaf)} is, which it reads"
+        cause = "that input is masked or overwritten, or only its shape is used"
+        return Finding(name, "warning", reason, cause, "follow it through the teacher, if it is to count")
+    return Finding(name, "passed", told)
 
 
 def _exchangeable(first: Batch, second: Batch) -> Iterator[str]:
     """The tensors that two batches have in the same shape and with other values."""
     for name, value in first.items():
         other = second.get(name)
-        if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and value.shape == other.shape:
+        both = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
+        if both and value.shape == other.shape and not torch.equal(value, other):
             yield name
 
 

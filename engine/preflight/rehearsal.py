@@ -28,11 +28,13 @@ IGNORED = -100  # the label that torch's losses leave out
 @dataclass(frozen=True)
 class Look:
     """What an objective said of one micro-batch. `parts` are the loss and what it is made of; `labels` says how many count and
-    how many there are, None where nobody knows."""
+    how many there are, None where nobody knows; `without` how many of its samples have none that counts, and how many samples
+    it has: one, the micro-batch itself, where nobody knows it of each."""
 
     parts: Mapping[str, float]
     weight: float
     labels: tuple[int, int] | None
+    without: tuple[int, int] = (0, 1)
 
     @property
     def loss(self) -> float:
@@ -41,7 +43,7 @@ class Look:
     @classmethod
     def at(cls, output: Mapping[str, torch.Tensor], batch: Batch, objective: nn.Module) -> Look:
         parts = {name: float(value) for name, value in output.items()}
-        return cls(parts, parts.pop("weight", 1.0), labels_in(batch, objective))
+        return cls(parts, parts.pop("weight", 1.0), labels_in(batch, objective), _without_labels(batch, objective))
 
 
 def labels_in(batch: Batch, objective: nn.Module) -> tuple[int, int] | None:
@@ -51,6 +53,14 @@ def labels_in(batch: Batch, objective: nn.Module) -> tuple[int, int] | None:
     if isinstance(given, torch.Tensor) and not (given.is_floating_point() or given.dtype == torch.bool):
         return int((given != IGNORED).sum()), given.numel()
     return None
+
+
+def _without_labels(batch: Batch, objective: nn.Module) -> tuple[int, int]:
+    """How many samples have no label that counts, and how many there are."""
+    known, given = labels_in(batch, objective), batch.get("labels")
+    if known is None or hasattr(objective, "supervised") or not isinstance(given, torch.Tensor) or not given.ndim:
+        return int(known is not None and not known[0]), 1
+    return int((given != IGNORED).reshape(len(given), -1).any(1).logical_not().sum()), len(given)
 
 
 class Rehearsal(Loop):

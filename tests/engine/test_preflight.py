@@ -209,6 +209,19 @@ class DeafTeacher(TinyObjective):
         return torch.ones(len(batch["rows"]))
 
 
+class TeacherDeafToItsWords(TinyObjective):
+    """Reads two things, and answers to one of them."""
+
+    def teacher(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["rows"].sum(1) + 0 * batch["labels"]
+
+
+class ManyMasked(TinyDataset):
+    def item(self, index: int, rng: np.random.Generator | None, *, draw: int, progress: float) -> dict[str, Any]:
+        found = super().item(index, rng, draw=draw, progress=progress)
+        return found if index % 5 > 1 else {**found, "labels": -100}
+
+
 class KeepsCounting(Tiny):
     """What it counted in a scoring is not forgotten in the next one."""
 
@@ -314,7 +327,9 @@ def test_a_lesson_cut_short_is_no_fault_unless_its_loss_climbs(losses: list[floa
     assert one_batch(Repeated(tuple(losses)), 0.001).state == state
 
 
-@pytest.mark.parametrize(("steps", "grown", "state"), [(5, 0.3, "passed"), (40, 0.01, "failed"), (20, 0.01, "not applicable")])
+@pytest.mark.parametrize(
+    ("steps", "grown", "state"), [(5, 0.3, "passed"), (40, 0.01, "failed"), (20, 0.01, "not applicable")]
+)
 def test_a_fall_that_has_nothing_to_do_with_the_samples_is_a_fault_once_all_steps_are_made(
     steps: int, grown: float, state: str
 ) -> None:
@@ -354,6 +369,37 @@ def test_why_nothing_is_expected_of_a_loss_is_said_in_the_objectives_own_words(f
     finding = found(planted(make_objective=wise))["initial loss"]
     assert finding.state == "not applicable"
     assert re.fullmatch(r"it is 1\.[0-9]+; it has seen such rows before", finding.reason)
+
+
+@pytest.mark.parametrize(
+    ("workload", "name", "words"),
+    [
+        (planted(make_dataset=ManyMasked), "labels", r"[0-9.]+% of the labels count: .*; [4-9] of 12 samples have none"),
+        (
+            planted(make_objective=TeacherDeafToItsWords),
+            "teacher",
+            r".*\(rows\), and says the same whatever labels is, which it",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_a_warning_in_words_that_stops_nothing(
+    found: Any, workload: Tiny, name: str, words: str
+) -> None:
+    findings = found(workload)
+    assert not failed(findings)
+    assert findings[name].state == "warning"
+    assert re.match(words, findings[name].reason), findings[name]
+    assert " -> " in findings[name].line()
+
+
+def test_micro_batches_without_labels_are_counted_where_nobody_knows_it_of_samples(found: Any) -> None:
+    class Sparse(TinyObjective):
+        def supervised(self, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+            return (0 if batch["rows"][0, 0] < 0.5 else 1), len(batch["rows"])
+
+    finding = found(planted(make_objective=Sparse))["labels"]
+    assert finding.state == "warning"
+    assert finding.reason.endswith("; 1 of 3 micro-batches have none")
 
 
 def test_batches_that_may_have_no_labels_and_have_none_are_no_fault(found: Any) -> None:

@@ -22,15 +22,16 @@ TEMPERATURE = 0.07
 class CaptioningObjective(nn.Module):
     """Batch in, losses out: the cross-entropy of the caption's tokens, its end included, and nothing else."""
 
-    def __init__(self, captioner: Captioner, settings: CaptioningTrain) -> None:
+    def __init__(self, captioner: Captioner, settings: CaptioningTrain, *, foreseen: float = 0.0) -> None:
         super().__init__()
         self.captioner = captioner
         self.contrast, self.ghost_batch = settings.contrast, settings.ghost_batch
         self.encoder_trains = settings.unfreeze_encoder > 0
         # The language model knows words already: how many of a caption's it foresees cannot be said. Before it has learnt to look at
-        # the prefix it may even be sure of the wrong ones (7.7 where all alike would have 6.4), yet not of nearly every one.
+        # the prefix it may even be sure of the wrong ones (7.7 where all alike would have 6.4), yet not of nearly every one. A fresh
+        # projection tells it nothing: it foresees them no better than it did before (`foreseen`), where that is known.
         words = captioner.language_model.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
-        self.expected_loss = {"loss_words": (0.0, 2 * math.log(words))}
+        self.expected_loss = {"loss_words": (foreseen, 2 * math.log(words))}
 
     def train(self, mode: bool = True) -> CaptioningObjective:
         """A frozen encoder stays as it is in use."""
@@ -103,7 +104,8 @@ def build(settings: CaptioningSettings, facts: Facts, *, pretrained: bool) -> Ca
     captioner = Captioner(encoder, decoder, settings.train)
     if pretrained and "features" in facts:
         standardize(captioner.projection, facts["features"])
-    return CaptioningObjective(captioner, settings.train)
+    foreseen = facts.get("reached", {}).get("decoder", {}).get("loss", 0.0)
+    return CaptioningObjective(captioner, settings.train, foreseen=foreseen if pretrained else 0.0)
 
 
 @torch.no_grad()

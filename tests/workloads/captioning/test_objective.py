@@ -89,6 +89,14 @@ def test_the_words_begin_less_than_twice_as_badly_as_by_guessing_among_all_that_
     assert least < float(objective(batch_of(tiny, range(8)))["loss_words"]) < most
 
 
+def test_the_words_begin_no_better_than_the_language_model_ended_where_it_was_made_on_the_spot(tiny: Any) -> None:
+    """A loss below that is one of words that were shown."""
+    known = {**tiny.facts, "reached": {"encoder": {"digits": 0.9}, "decoder": {"loss": 1.25}}}
+    assert build(tiny.settings, known, pretrained=True).expected_loss["loss_words"][0] == 1.25
+    assert build(tiny.settings, known, pretrained=False).expected_loss["loss_words"][0] == 0.0
+    assert build(tiny.settings, tiny.facts, pretrained=True).expected_loss["loss_words"][0] == 0.0
+
+
 def test_every_caption_ends_with_the_token_that_ends_it_and_it_is_a_label(tiny: Any) -> None:
     labels = batch_of(tiny, range(12))["labels"]
     last = [int(row[row != IGNORED][-1]) for row in labels]
