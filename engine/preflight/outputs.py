@@ -155,8 +155,9 @@ def _exchangeable(first: Batch, second: Batch) -> Iterator[str]:
     """The tensors that two batches have in the same shape and with other values."""
     for name, value in first.items():
         other = second.get(name)
-        both = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
-        if both and value.shape == other.shape and not torch.equal(value, other):
+        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+            continue
+        if value.shape == other.shape and not torch.equal(value, other):
             yield name
 
 

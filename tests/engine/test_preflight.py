@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +55,13 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
 
 def failed(findings: dict[str, Finding]) -> list[str]:
     return [name for name, one in findings.items() if one.state == "failed"]
+
+
+class Numbered(TinyDataset):
+    """Tells of each sample which it is, which nobody reads."""
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {**super().collate(items), "serial": torch.arange(len(items))}
 
 
 class SameForAll(TinyDataset):
@@ -304,6 +311,12 @@ def test_a_planted_fault_is_found_by_its_check_with_cause_and_remedy(
     assert one.state == "failed"
     assert re.search(words, one.reason), one
     assert one.cause and one.remedy
+
+
+def test_what_nobody_reads_is_worth_a_warning(found: Any) -> None:
+    findings = found(planted(make_dataset=Numbered))
+    assert failed(findings) == [] and findings["one batch"].state == "warning"
+    assert "whichever sample's serial a sample is given" in findings["one batch"].reason
 
 
 def test_a_learning_rate_of_nearly_nothing_learns_no_batch(found: Any) -> None:
