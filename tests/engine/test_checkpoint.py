@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,13 @@ def test_who_waits_for_a_write_says_that_it_goes_on_as_long_as_it_grows(
     marks: list[str] = []
     monkeypatch.setattr(checkpoint, "mark", marks.append)
     best, stands = tmp_path / ".best.safetensors.1.partial", threading.Event()
+    deadline = time.monotonic() + 10
 
     def write() -> None:
-        for size in range(1, 4):
-            best.write_bytes(bytes(size))
-            while len(marks) < 1 + size:
-                pass
+        with best.open("wb", buffering=0) as file:
+            while len(marks) < 4 and time.monotonic() < deadline:
+                file.write(b"more")
+                time.sleep(0.001)
         stands.wait(0.2)
 
     checkpoints = Checkpoints(tmp_path / "checkpoints", fingerprint="one")

@@ -17,7 +17,7 @@ import pytest
 from engine.beacon import FINISHED, READING, SCORING, STARTING, WAITING_FOR_DATA, WRITING, Beacon, Mark, place_of, read
 from engine.hang import Diagnosis, Watch, guilty
 from engine.hang.report import ABSENT, BLOCKED, DEAD, STOPPED, Report
-from engine.hang.watch import PATIENT_SECONDS
+from engine.hang.watch import LONGEST_LOOK, PATIENT_SECONDS
 
 BOUND = 3.0
 HERE = Path(__file__).parent
@@ -255,7 +255,11 @@ def test_who_scores_a_split_or_waits_for_a_write_has_a_bound_of_half_an_hour(
     (tmp_path / "rank-0.stack").touch()
     rank = Beacon(tmp_path / "rank-0.beacon")
     rank.mark(phase, step=1)
-    assert not clock.looks(watch, PATIENT_SECONDS)
+    for _ in range(int(PATIENT_SECONDS / LONGEST_LOOK)):
+        clock.now += LONGEST_LOOK
+        assert watch.look() is None
+    clock.now += LONGEST_LOOK
+    watch.look()
     clock.now += 1
     assert watch.look() is not None
 
