@@ -93,14 +93,13 @@ def one_batch(found: Repeated, learning_rate: float) -> Finding:
 def _of_its_samples(found: Repeated, told: str) -> Finding:
     """Whether a fallen loss has to do with whose labels and inputs they are."""
     name, short = "one batch", len(found.losses) <= MOST_STEPS
-    knows = found.knows_samples(PAIRED)
-    if knows and not found.unheard:
-        return Finding(name, "passed", told)
+    same = f"{told}, and is the same whichever sample's {' or '.join(found.unheard or found.spare)} a sample is given"
+    remedy = "follow it through the forward; what is not needed, collate may leave out"
     if found.unheard:
-        reason = f"{told}, and is the same whichever sample's {' or '.join(found.unheard)} a sample is given"
         cause = "it is masked, overwritten or not used, or the labels are read by what is to foretell them"
-        remedy = "follow it through the forward; what is not needed, collate may leave out"
-        return Finding(name, "warning" if knows else "failed", reason, cause, remedy)
+        return Finding(name, "failed", same, cause, remedy)
+    if found.knows_samples(PAIRED):
+        return Finding(name, "warning", same, "nothing reads it", remedy) if found.spare else Finding(name, "passed", told)
     most = max(found.grown.values())
     reason = f"{told}, of which {most:.2g} has to do with which input belongs to which label"
     if short:

@@ -30,11 +30,13 @@ DEAF = 1e-5
 class Repeated:
     """What became of a batch that was taken again and again: its `losses`, the first and those after each step; by how much
     more than before learning the loss grows when samples have the rows of others in one tensor, by its name (nothing where
-    that says nothing); and the tensors that are `unheard`, of which any sample's row will do."""
+    that says nothing); and the tensors that are `unheard`, of which any sample's row will do: `spare` where they have but one
+    number a sample, which may tell who it is."""
 
     losses: tuple[float, ...]
     grown: Mapping[str, float] = field(default_factory=dict)
     unheard: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
     def knows_samples(self, share: float) -> bool:
         """Whether samples are told apart, for at least this share of what was learnt. What an output's bias learns is the same
@@ -128,9 +130,9 @@ class Lesson:
         now = self.told_apart()
         # Differences to other batches, and what a batch's own loss is made of, are in both.
         grown = {name: value - self.before[name] for name, value in now.items() if name in self.before}
-        return Repeated(
-            tuple(losses), grown, tuple(name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1]))
-        )
+        unheard = [name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1])]
+        spare = [name for name in unheard if self.batches[0][name].ndim == 1]
+        return Repeated(tuple(losses), grown, tuple(name for name in unheard if name not in spare), tuple(spare))
 
     def left_out(self) -> list[str]:
         """The trainable parameters that the optimiser does not have."""
