@@ -76,8 +76,8 @@ class Checkpoints:
     def _num_written(self) -> int:
         """The bytes on disk of what is not complete yet, the best weights beside the checkpoints among it."""
         size = 0
-        for path in (*self.folder.parent.glob(".*.partial"), *self.folder.glob(".*.partial/*")):
-            with contextlib.suppress(FileNotFoundError):  # it has just been completed
+        with contextlib.suppress(FileNotFoundError):  # it has just been completed
+            for path in (*self.folder.parent.glob(".*.partial"), *self.folder.glob(".*.partial/*")):
                 size += path.stat().st_size
         return size
 

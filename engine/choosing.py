@@ -112,12 +112,23 @@ def _with_memory(
     size = footprint(spec)
     made = _made(hardware, settings, installed, size)
     if settings.plan.activation_checkpointing == "auto" and (isinstance(made, SlipwayError) or is_cramped(made)):
-        size = replace(size, recomputed=footprint(_recomputing(spec)))
+        size = replace(size, recomputed=_recomputed(spec))
         made = _made(hardware, settings, installed, size)
     if isinstance(made, SlipwayError):
         raise made
     tried, lines = _probed(replace(spec, plan=made), settings)
     return tried, (_said_of(size, made), *lines)
+
+
+def _recomputed(spec: RunSpec) -> Footprint | None:
+    """What the model takes with activations computed twice; None where it does not let them be, which is said."""
+    from engine.memory import footprint
+
+    try:
+        return footprint(_recomputing(spec))
+    except Exception as error:  # whatever a model's layers raise when they are called anew
+        print(f"plan: activations of this model cannot be computed twice: {type(error).__name__}: {error}", flush=True)
+        return None
 
 
 def _made(hardware: Hardware, settings: Settings, installed: Installed, size: Footprint) -> Plan | SlipwayError:

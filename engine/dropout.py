@@ -45,7 +45,10 @@ class SampleDropout:
 
 
 class KeyedDropout(nn.Dropout):
-    """Input [B, ...] of a multiple of the samples, each with as many rows in a row; other inputs are dropped from as in torch."""
+    """Input [B, ...] of a multiple of the samples, each with as many rows in a row; other inputs are dropped from as in torch.
+
+    A layer that is called more than once in a forward drops the same each time.
+    """
 
     samples: SampleDropout
     own: int

@@ -92,8 +92,8 @@ def _smaller(spec: RunSpec, story: str) -> Plan:
     plan = smaller(spec.plan, ghost_batch=ghost_batch)
     if plan is None:
         raise SlipwayError(
-            f"{story}, with a single ghost batch of {ghost_batch} samples a rank: lower train.ghost_batch or plan.ranks, make the samples"
-            " smaller, or set plan.activation_checkpointing"
+            f"{story}, with a single ghost batch of {ghost_batch} samples a rank: lower train.ghost_batch or plan.ranks, or make the samples"
+            f" smaller{'' if spec.plan.activation_checkpointing else ', or set plan.activation_checkpointing'}"
         )
     return plan
 

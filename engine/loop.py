@@ -331,7 +331,7 @@ class Loop:
         if plan is None:
             raise SlipwayError(
                 f"memory ran out in step {self.standing.step} with a single ghost batch of {self.train.ghost_batch} samples a rank: lower "
-                "train.ghost_batch, make the samples smaller, or set plan.activation_checkpointing"
+                f"train.ghost_batch, or make the samples smaller{'' if self.plan.activation_checkpointing else ', or set plan.activation_checkpointing'}"
             )
         if self.backend.rank == 0:
             print(

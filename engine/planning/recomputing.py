@@ -49,8 +49,8 @@ def with_activations(
 
 
 def is_cramped(made: Plan) -> bool:
-    """Whether so few samples fit at once that computing activations twice may pay. A CPU is as fast with few."""
-    return made.device == "cuda" and made.micro_batch < USEFUL
+    """Whether so few of a rank's samples fit at once that computing activations twice may pay. A CPU is as fast with few."""
+    return made.device == "cuda" and made.micro_batch < USEFUL and made.accumulation > 1
 
 
 def _tried(lay_out: LayOut, wishes: PlanSettings, footprint: Footprint | None) -> Plan | SlipwayError:

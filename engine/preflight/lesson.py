@@ -17,7 +17,7 @@ from engine.feeding import Batch, moved
 from engine.normalization import statistics_paused
 from engine.parts import what_trains
 from engine.planning import largest_divisor
-from engine.preflight.rehearsal import Rehearsal, labels_in
+from engine.preflight.rehearsal import Asked, Rehearsal, labels_in
 from engine.randomness import key
 
 # Different micro-batches in it, and samples in each: few, because it has to fit beside the run itself.
@@ -30,8 +30,8 @@ DEAF = 1e-5
 class Repeated:
     """What became of a batch that was taken again and again: its `losses`, the first and those after each step; by how much
     more than before learning the loss grows when samples have the rows of others in one tensor, by its name (nothing where
-    that says nothing); and the tensors that are `unheard`, of which any sample's row will do: `spare` where they have but one
-    number a sample, which may tell who it is."""
+    that says nothing); and the tensors that are `unheard`, of which any sample's row will do: `spare` where nothing asks for them,
+    or they have but one number a sample, which may tell who it is."""
 
     losses: tuple[float, ...]
     grown: Mapping[str, float] = field(default_factory=dict)
@@ -39,9 +39,10 @@ class Repeated:
     spare: tuple[str, ...] = ()
 
     def knows_samples(self, share: float) -> bool:
-        """Whether samples are told apart, for at least this share of what was learnt. What an output's bias learns is the same
-        for all samples: in a cross-entropy it makes no difference whose they are."""
-        return not self.grown or max(self.grown.values()) >= share * (self.losses[0] - self.losses[-1])
+        """Whether samples are told apart, for at least this share of what was learnt, or of what is left to learn if that is less.
+        What an output's bias learns is the same for all samples: in a cross-entropy it makes no difference whose they are."""
+        wanted = share * min(self.losses[0] - self.losses[-1], abs(self.losses[-1]))
+        return not self.grown or max(self.grown.values()) >= wanted
 
 
 class Lesson:
@@ -58,6 +59,7 @@ class Lesson:
         self.trained = what_trains(self.backend.objective)
         self.absent, self.silent = set(self.trained), set(self.trained)
         self.frozen = fingerprints(self.backend.objective)
+        self.read: set[str] = set()
         self.before = self.told_apart()
 
     def take(self, batch: Batch, *, rate: float, number: int) -> float:
@@ -97,9 +99,10 @@ class Lesson:
         rows = {name: value for name, value in rows.items() if len(value) == num}
         exchanged = {name: value.roll(1, 0) for name, value in rows.items()}
         alike = any(torch.equal(value, rows[name]) for name, value in exchanged.items())
-        if num < 2 or alike or not (labels_in(batch, self.backend.objective) or (0, 0))[0]:
+        if num < 2 or alike or not (labels_in(self.batches[0], self.backend.objective) or (0, 0))[0]:
             return {}
-        right = self._loss(batch)
+        right = self._loss(asked := Asked(batch))
+        self.read = asked.parts or set(rows)  # what takes a batch apart as a whole asks for nothing by name
         return {name: self._loss({**batch, name: value}) - right for name, value in exchanged.items()}
 
     def _loss(self, batch: Batch) -> float:
@@ -115,14 +118,17 @@ class Lesson:
         """The first batch taken again and again.
 
         It ends when its loss is no number, after `most` steps, when the time is over, or when the loss has fallen by the share
-        `fall` in a multiple of `fewest` steps and the samples of the batch are told apart for at least the share `paired` of that.
+        `fall` in a multiple of `fewest` steps and the samples of the batch are told apart by all that is in it, for at least the share
+        `paired` of that.
         """
         batch, end = self.batches[0], time.monotonic() + seconds
         losses = [self.take(batch, rate=1.0, number=-1)]
         while math.isfinite(losses[-1]) and len(losses) <= most and time.monotonic() < end:
             due = len(losses) > 1 and (len(losses) - 1) % fewest == 0
-            if due and has_fallen(losses, fall) and (found := self._repeated(losses)).knows_samples(paired):
-                return found
+            if due and has_fallen(losses, fall):
+                found = self._repeated(losses)
+                if found.knows_samples(paired) and not found.unheard:
+                    return found
             losses.append(self.take(batch, rate=1.0, number=-1))
         return self._repeated(losses)
 
@@ -131,7 +137,7 @@ class Lesson:
         # Differences to other batches, and what a batch's own loss is made of, are in both.
         grown = {name: value - self.before[name] for name, value in now.items() if name in self.before}
         unheard = [name for name, value in now.items() if abs(value) <= DEAF * abs(losses[-1])]
-        spare = [name for name in unheard if self.batches[0][name].ndim == 1]
+        spare = [name for name in unheard if name not in self.read or self.batches[0][name].ndim == 1]
         return Repeated(tuple(losses), grown, tuple(name for name in unheard if name not in spare), tuple(spare))
 
     def left_out(self) -> list[str]:

@@ -20,6 +20,7 @@ from engine.feeding import Batch, moved
 from engine.loop import Loop
 from engine.parts import load_weights
 from engine.preflight.lesson import Lesson
+from engine.preflight.rehearsal import Asked
 from engine.torch_runtime import torch_run
 from engine.weights import rebuilt, save_weights
 
@@ -100,22 +101,6 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
     far = float(np.abs(one[differing] - other[differing]).max())
     far /= max(float(np.ptp(finite)) if finite.size else 0.0, 1e-12)
     return math.inf if math.isnan(far) else far
-
-
-class Asked(dict[str, Any]):
-    """A batch that remembers in `parts` which of them it was asked for."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
-        self.parts: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.parts.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.parts.add(name)
-        return super().get(name, default)
 
 
 def teacher(lesson: Lesson) -> Finding:

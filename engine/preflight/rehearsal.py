@@ -63,6 +63,22 @@ def _without_labels(batch: Batch, objective: nn.Module) -> tuple[int, int]:
     return int((given != IGNORED).reshape(len(given), -1).any(1).logical_not().sum()), len(given)
 
 
+class Asked(dict[str, Any]):
+    """A batch that remembers in `parts` which of them it was asked for."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.parts: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.parts.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.parts.add(name)
+        return super().get(name, default)
+
+
 class Rehearsal(Loop):
     """A run's own loop, without journal, checkpoints and signals."""
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from contracts.run import RunSpec
 from engine.backends import NAMES
 from engine.launch import launch
+from engine.preflight.lesson import Lesson
 
 MakeSpec = Callable[..., RunSpec]
 # What rounding makes of a GPU's other order of sums in a dozen steps of SGD, with AdamW left out: it amplifies it.
@@ -48,6 +49,11 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def reference(make_tiny_spec: MakeSpec) -> dict[str, torch.Tensor]:
     """What the CPU learns."""
     return trained(make_tiny_spec("cpu", micro_batch=8, **TRAIN))
+
+
+def test_segmentation_is_looked_at_on_a_gpu_before_it_trains(make_spec: MakeSpec) -> None:
+    lesson = Lesson(on_gpu(make_spec("looked at")))
+    assert lesson.before and all(value.device.type == "cuda" for value in lesson.trained.values())
 
 
 @pytest.mark.parametrize("backend", NAMES)

@@ -17,6 +17,7 @@ from engine import selftest
 from engine.planning import (
     Footprint,
     Installed,
+    is_cramped,
     largest_divisor,
     meeting,
     micro_batches,
@@ -225,6 +226,14 @@ def test_what_does_not_fit_with_activations_computed_twice_either_is_refused() -
 def test_few_samples_at_once_are_no_reason_to_compute_twice_where_no_more_fit_so() -> None:
     size = dataclasses.replace(sized(3 * GIB), recomputed=sized(2 * GIB + GIB // 2))
     assert not plan(GPU_LAPTOP, TrainSettings(global_batch=64), footprint=size).activation_checkpointing
+
+
+def test_a_small_global_batch_is_no_want_of_memory() -> None:
+    alone, divided = (
+        plan(machine(*[RTX_4090] * num), TrainSettings(global_batch=8), footprint=sized(8 * GIB)) for num in (1, 4)
+    )
+    assert divided.micro_batch == alone.micro_batch == 2
+    assert is_cramped(alone) and not is_cramped(divided)
 
 
 def test_a_model_that_fits_only_in_pieces_is_sharded() -> None:

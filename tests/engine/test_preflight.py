@@ -58,10 +58,11 @@ def failed(findings: dict[str, Finding]) -> list[str]:
 
 
 class Numbered(TinyDataset):
-    """Tells of each sample which it is, which nobody reads."""
+    """Tells of each sample which it is and how large it was, which nobody reads."""
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**super().collate(items), "serial": torch.arange(len(items))}
+        serial = torch.arange(len(items))
+        return {**super().collate(items), "serial": serial, "size": torch.stack([serial, 2 * serial], 1)}
 
 
 class SameForAll(TinyDataset):
@@ -316,7 +317,22 @@ def test_a_planted_fault_is_found_by_its_check_with_cause_and_remedy(
 def test_what_nobody_reads_is_worth_a_warning(found: Any) -> None:
     findings = found(planted(make_dataset=Numbered))
     assert failed(findings) == [] and findings["one batch"].state == "warning"
-    assert "whichever sample's serial a sample is given" in findings["one batch"].reason
+    assert "whichever sample's serial or size a sample is given" in findings["one batch"].reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "grown", "knows"),
+    [
+        ((0.69, 0.06), 0.004, True),  # one pixel in a hundred is foreground: most of the fall is to have learnt that
+        ((0.69, 0.06), 0.002, False),
+        ((2.0, 1.8), 0.011, True),
+        ((2.0, 1.8), 0.009, False),
+    ],
+)
+def test_what_samples_must_matter_is_a_share_of_what_is_learnt_or_left_to_learn(
+    losses: tuple[float, ...], grown: float, knows: bool
+) -> None:
+    assert Repeated(losses, {"labels": 0.0, "rows": grown}).knows_samples(0.05) == knows
 
 
 def test_a_learning_rate_of_nearly_nothing_learns_no_batch(found: Any) -> None:

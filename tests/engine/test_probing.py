@@ -18,7 +18,7 @@ from torch import nn
 from contracts.errors import SlipwayError
 from contracts.files import write_json
 from contracts.run import RunSpec
-from engine import choosing, fitting, probing
+from engine import choosing, fitting, memory, probing
 from engine import loop as engine_loop
 from engine.memory import LIMIT, LiveBytes, footprint, limited, model_footprint
 from engine.planning import Footprint
@@ -297,6 +297,18 @@ def test_where_not_even_a_ghost_batch_fits_activations_are_computed_twice_if_the
     if wish == "auto":
         assert lines[0] == "probe: not even a ghost batch of 4 samples fits with activations kept"
         assert "a third more work: tried, not even" in made.reasons["activation_checkpointing"]
+
+
+def test_a_model_that_cannot_be_run_twice_keeps_its_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(spec: RunSpec) -> None:
+        assert spec.plan.activation_checkpointing
+        raise RuntimeError("a hook ran twice")
+
+    monkeypatch.setattr(memory, "footprint", refuses)
+    assert choosing._recomputed(tiny_spec(tmp_path)) is None
+    assert "activations of this model cannot be computed twice: RuntimeError: a hook ran twice" in capsys.readouterr().out
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")

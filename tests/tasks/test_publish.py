@@ -196,8 +196,8 @@ def test_a_captioners_page_names_its_base_models_and_data_and_no_licence_that_no
     write_json(tmp_path / "comparison.json", comparison)
     commit, config = "0123456789" * 4, {"image_size": 32, "patch_size": 16, "hidden_size": 8}
     facts = {
-        "encoder": {"name": "google/siglip-base-patch16-224", "revision": commit, "config": config},
-        "decoder": {"name": "models/own", "revision": None},
+        "encoder": {"name": "google/siglip-base-patch16-224", "revision": commit, "config": config, "sha256": None},
+        "decoder": {"name": "models/own", "revision": None, "sha256": "ab"},
     }
     artifact = {"settings": {}, "facts": facts, "graphs": {}}
     sources = [{"address": "hf://datasets/Mozilla/coco-gpt4o"}, {"address": "https://host/x.zip"}]

@@ -52,7 +52,7 @@ def cut(counted: Mapping[str, int], *, longest: int) -> str | None:
     if whole == total:
         return None
     return (
-        f"{(total - whole) / total:.1%} of the captions of train ({total - whole:,} of {total:,}) have more than {longest} tokens and are cut"
+        f"{(total - whole) / total:.1%} of the captions of train that were counted ({total - whole:,} of {total:,}) have more than {longest} tokens and are cut"
         f" there: their rest is not learnt, and no end of theirs. captioning.train.longest: {max(map(int, counted))} takes them whole."
     )
 

@@ -34,7 +34,7 @@ class SegmentationObjective(nn.Module):
     def supervised(self, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
         """The objects that have both a box and a pixel of a mask, and those that have either, picture by picture."""
         boxes = batch["batch_idx"].long().bincount(minlength=len(batch["masks"]))
-        masks = torch.tensor([len(one[one > 0].unique()) for one in batch["masks"]])
+        masks = torch.tensor([len(one[one > 0].unique()) for one in batch["masks"]], device=boxes.device)
         return int(torch.minimum(boxes, masks).sum()), int(torch.maximum(boxes, masks).sum())
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
