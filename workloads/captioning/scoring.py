@@ -301,7 +301,7 @@ def meanings() -> Mapping[str, str]:
         "attribute_accuracy": "Share of a scene's attributes (of each thing digit, colour and whether it is small; of two"
         f" things the relation) that the caption gets right, {pairs}; things are compared from left to right or from above"
         " to below. All count alike, so it hides how often digits are right: see digit_accuracy.",
-        "attribute_accuracy_without_size": "The same without size, which of a thing's attributes is right most often.",
+        "attribute_accuracy_without_size": "As attribute_accuracy, without size, which of a thing's attributes is right most often.",
         "attribute_accuracy_new_pairs": "As attribute_accuracy, of scenes with a pair of digit and colour that no caption of train"
         " names. A base language model made on the spot has read texts that do name such pairs, and its encoder has seen them:"
         " what is new is to say them of a picture.",
