@@ -24,12 +24,11 @@ import torch
 
 from benchmarks.conditions import load_now, write_result
 from cli.use import preset_file
-from contracts.files import write_json
 from contracts.settings import read_params
 from contracts.workload import Graph, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
-from tasks.export import describe_graph, write_onnx
+from tasks.export import write_artifact
 from workloads.algorithm_distillation.collecting import learn, parts_of
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.environments.registered import GymnasiumRoom
@@ -169,11 +168,7 @@ def stepping(
 
 def exported(made: Mapping[str, Graph], settings: DistillationSettings, folder: Path) -> Run:
     """The graphs as ONNX Runtime has them."""
-    for name, graph in made.items():
-        write_onnx(graph, folder / "graphs" / f"{name}.onnx", settings.export)
-    described = {"workload": NAME, "settings": {}, "facts": {}, "recipe": "fp32"}
-    graphs_described = {name: describe_graph(name, graph) for name, graph in made.items()}
-    write_json(folder / "artifact.json", {**described, "graphs": graphs_described})
+    write_artifact(folder, made, workload=NAME, settings=settings, facts=FACTS)
     return open_run(folder, threads=1)
 
 

@@ -20,19 +20,17 @@ import torch
 
 from benchmarks.captioning import FACTS, make
 from benchmarks.conditions import load_now, write_result
-from contracts.files import write_json
 from contracts.records import Records
-from contracts.settings import ExportSettings
 from contracts.workload import Facts
 from serving.runtime import Artifact, open_run
-from tasks.export import describe_graph, write_onnx
-from tasks.shipping.storing import with_data
+from tasks.export import write_artifact
 from workloads.captioning import pictures
 from workloads.captioning.generating import describe
 from workloads.captioning.graph import graphs, merged
 from workloads.captioning.llava import as_llava
 from workloads.captioning.model import Captioner
 from workloads.captioning.seeing import normalized, sized
+from workloads.captioning.settings import CaptioningSettings
 
 NUM_RECORDS, LONGEST, TURNS = 200, 32, 3
 BATCHES, BAR = (1, 16), 2.0
@@ -100,12 +98,7 @@ def at_real_size(captioner: Captioner, facts: Facts) -> dict[str, Any]:
 
 def exported(captioner: Captioner, facts: Facts, folder: Path) -> Artifact:
     """Its graphs, as the stage `export` writes them."""
-    parts = graphs(captioner, facts)
-    for name, graph in parts.items():
-        write_onnx(graph, folder / "graphs" / f"{name}.onnx", ExportSettings())
-    described = {name: describe_graph(name, graph) for name, graph in parts.items()}
-    told = {"workload": "captioning", "settings": {}, "facts": facts, "recipe": "fp32", "graphs": described}
-    write_json(folder / "artifact.json", with_data(told, folder))
+    write_artifact(folder, graphs(captioner, facts), workload="captioning", settings=CaptioningSettings(), facts=facts)
     return Artifact.read(folder)
 
 

@@ -12,7 +12,7 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json, replace_when_complete
 from contracts.records import Records, read_facts
 from contracts.workload import HasQuality, load, names, settings_of
-from tasks.parse import QUALITY, refused_of
+from tasks.parse import QUALITY, refused_of, write_quality
 from tasks.stage import folder
 
 NUMBERS = "quality.json"
@@ -40,9 +40,7 @@ def quality(
         tell(output)
         return
     records = Records.open(parsed, root=folder("download", workload) / "raw")
-    with replace_when_complete(output) as partial:
-        partial.mkdir()
-        kind.quality(records, settings, read_facts(parsed), partial)
+    write_quality(kind, settings, records, read_facts(parsed), output)
     tell(output)
 
 

@@ -65,7 +65,7 @@ class Checkpoints:
     def _watched(self, writer: threading.Thread) -> None:
         """Wait for the writer; while what it writes grows, this process says that it goes on."""
         mark(WRITING)
-        seen = self._num_written()
+        seen = 0
         while writer.is_alive():
             writer.join(GROWTH_SECONDS)
             if (now := self._num_written()) != seen:

@@ -14,8 +14,8 @@ import numpy as np
 
 from contracts.errors import SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
-from contracts.settings import ExportSettings
-from contracts.workload import Graph, Layout, Run
+from contracts.settings import ExportSettings, Settings
+from contracts.workload import Facts, Graph, Layout, Run
 from tasks.shipping.parity import check_layout, check_parity
 from tasks.shipping.storing import with_data, write_model
 from tasks.stage import folder, stage_main
@@ -36,7 +36,7 @@ def run(workload: str) -> None:
     graphs, layout = trained.graphs(), trained.layout()
     try:
         with replace_when_complete(folder("export", workload)) as output:
-            write_artifact(output, trained, graphs)
+            write_artifact(output, graphs, workload=trained.name, settings=trained.settings, facts=trained.facts)
             parity = check_parity(trained, graphs, output)
             if layout:
                 for name, graph in layout.graphs.items():
@@ -63,20 +63,21 @@ def opened(place: Path, layout: Layout) -> Run:
     return Runtime(artifact, threads=num_cores(), providers=["CPUExecutionProvider"])
 
 
-def write_artifact(output: Path, trained: Trained, graphs: Mapping[str, Graph]) -> None:
+def write_artifact(output: Path, graphs: Mapping[str, Graph], *, workload: str, settings: Settings, facts: Facts) -> None:
     """graphs/<name>.onnx and the artifact.json that describes them."""
     for name, graph in graphs.items():
-        write_onnx(graph, output / "graphs" / f"{name}.onnx", trained.settings.export)
-    write_json(output / "artifact.json", with_data(describe(trained, graphs, recipe="fp32"), output))
+        write_onnx(graph, output / "graphs" / f"{name}.onnx", settings.export)
+    described = describe(graphs, workload=workload, settings=settings, facts=facts)
+    write_json(output / "artifact.json", with_data(described, output))
 
 
-def describe(trained: Trained, graphs: Mapping[str, Graph], *, recipe: str) -> dict[str, Any]:
+def describe(graphs: Mapping[str, Graph], *, workload: str, settings: Settings, facts: Facts) -> dict[str, Any]:
     """artifact.json: everything that serving needs besides the files themselves."""
     return {
-        "workload": trained.name,
-        "settings": trained.settings.model_dump(mode="json"),
-        "facts": dict(trained.facts),
-        "recipe": recipe,
+        "workload": workload,
+        "settings": settings.model_dump(mode="json"),
+        "facts": dict(facts),
+        "recipe": "fp32",
         "graphs": {name: describe_graph(name, graph) for name, graph in graphs.items()},
         "preprocessing": {name: dict(graph.preprocessing) for name, graph in graphs.items()},
     }

@@ -19,7 +19,7 @@ from contracts.errors import DataRefused, SlipwayError
 from contracts.files import remove, replace_when_complete, write_json
 from contracts.records import SPLITS, Record, Records, Rejected, split_of, write_records
 from contracts.settings import Settings
-from contracts.workload import HasQuality, Workload, load, settings_of
+from contracts.workload import Facts, HasQuality, Workload, load, settings_of
 from tasks.near_duplicates import Alike, Likenesses, write_alike
 from tasks.stage import folder, stage_main
 
@@ -65,7 +65,7 @@ def parse(workload: Workload, settings: Settings, raw: Path, output: Path, *, pr
                 remove(refused)
                 told = []
                 if isinstance(error, DataRefused) and isinstance(workload, HasQuality):
-                    _report(workload, settings, Records.open(partial, root=raw), refused / QUALITY)
+                    write_quality(workload, settings, Records.open(partial, root=raw), {}, refused / QUALITY)
                     told.append(f"What the data are like is in {refused / QUALITY / 'quality.md'}")
                 if tally.num_rejected:
                     _keep(tally, refused)
@@ -216,11 +216,11 @@ def _empty_split(split: str, tally: Tally) -> str:
     )
 
 
-def _report(workload: HasQuality, settings: Settings, records: Records, folder: Path) -> None:
-    """Write the report of data that are refused as a whole."""
+def write_quality(workload: HasQuality, settings: Settings, records: Records, facts: Facts, folder: Path) -> None:
+    """Write the workload's quality report; of data that are refused as a whole there are no facts."""
     with replace_when_complete(folder) as partial:
         partial.mkdir()
-        workload.quality(records, settings, {}, partial)
+        workload.quality(records, settings, facts, partial)
 
 
 def _keep(tally: Tally, refused: Path) -> None:

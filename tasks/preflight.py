@@ -300,7 +300,7 @@ def _exported(spec: RunSpec) -> tuple[float, int]:
     objective = workload.build(settings, spec.facts, pretrained=True).eval()
     graphs = workload.graphs(objective, settings, spec.facts)
     with tempfile.TemporaryDirectory(prefix="slipway-export-") as place:
-        write_artifact(Path(place), untrained, graphs)
+        write_artifact(Path(place), graphs, workload=untrained.name, settings=untrained.settings, facts=untrained.facts)
         parity = check_parity(untrained, graphs, Path(place))
     return parity["worst"], parity["num_records"]
 

@@ -66,9 +66,8 @@ def exported(tiny: Tiny, objective: Any, model: Path, tmp_path_factory: pytest.T
         configure(tiny)
         trained = Trained.open("captioning")
         shutil.copytree(model / "graphs", EXPORTED / "graphs")
-        write_json(
-            EXPORTED / "artifact.json", with_data(export.describe(trained, trained.graphs(), recipe="fp32"), EXPORTED)
-        )
+        told = export.describe(trained.graphs(), workload=trained.name, settings=trained.settings, facts=trained.facts)
+        write_json(EXPORTED / "artifact.json", with_data(told, EXPORTED))
         write_json(EXPORTED / "parity.json", {"passed": True})
     return folder
 
