@@ -49,7 +49,9 @@ def past(state: Arrays) -> Arrays:
 
 
 def beam(run: Run, prefix: np.ndarray, *, end: int, longest: int, beams: int) -> list[list[int]]:
-    """The caption with the greatest mean log-probability of its tokens among `beams` that are followed at once."""
+    """The caption with the greatest mean log-probability of its tokens among `beams` that are followed at once, until as many have
+    ended: what `generate` of transformers says with early_stopping. Of a row that is done nothing counts any more, however long
+    the others go on."""
     batch = len(prefix)
     state = run("prefill", prefix=np.repeat(prefix, beams, axis=0))
     scores = np.full((batch, beams), -np.inf, np.float64)
@@ -69,7 +71,7 @@ def beam(run: Run, prefix: np.ndarray, *, end: int, longest: int, beams: int) ->
             break
         rows = (np.arange(batch)[:, None] * beams + origins).reshape(-1)
         state = run("decode", ids=tokens.reshape(-1, 1), **{name: value[rows] for name, value in past(state).items()})
-    return [_winner(found, paths[row], scores[row]) for row, found in enumerate(finished)]
+    return [_winner(found, paths[row], scores[row], beams=beams) for row, found in enumerate(finished)]
 
 
 def _best(reached: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,16 +94,16 @@ def _kept(
     """Set aside what ended among the best `beams`, and give for each row the continuations that go on."""
     kept = np.zeros((len(paths), beams), np.int64)
     for row, found in enumerate(finished):
-        for place in range(beams):
-            if tokens[row, place] == end and np.isfinite(scores[row, place]):
-                found.append((scores[row, place] / length, paths[row, place].tolist()))
         kept[row] = np.flatnonzero(tokens[row] != end)[:beams]
+        if len(found) < beams:
+            ended = [place for place in range(beams) if tokens[row, place] == end and np.isfinite(scores[row, place])]
+            found += [(scores[row, place] / length, paths[row, place].tolist()) for place in ended]
     return kept
 
 
-def _winner(found: list[tuple[float, list[int]]], paths: np.ndarray, scores: np.ndarray) -> list[int]:
+def _winner(found: list[tuple[float, list[int]]], paths: np.ndarray, scores: np.ndarray, *, beams: int) -> list[int]:
     going_on = [(scores[place] / paths.shape[-1], paths[place].tolist()) for place in range(len(paths))]
-    return max(found or going_on, key=lambda one: one[0])[1]
+    return max(found if len(found) >= beams else found + going_on, key=lambda one: one[0])[1]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
