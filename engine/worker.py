@@ -44,7 +44,10 @@ def run_rank(path: str, work: Callable[[RunSpec], None], *, memory_is_a_kind: bo
         if rank == 0:
             write_json(output / "interrupted.json", {"message": str(stop)})
     except BaseException as first:
-        failed, error = time.time(), _cause(first)
+        try:
+            failed, error = time.time(), _cause(first)
+        except RuntimeError as told:  # of a loader process, in this very moment
+            failed, error = time.time(), _cause(told)
         text = "".join(traceback.format_exception(error))
         kind = "OutOfMemory" if memory_is_a_kind and _is_out_of_memory(error) else _kind(error)
         write_json(

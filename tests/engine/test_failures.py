@@ -25,6 +25,7 @@ from contracts.errors import Hung, Interrupted, SlipwayError
 from contracts.files import read_json, remove, write_json
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT, Graph
+from engine import worker
 from engine.beacon import Mark, read
 from engine.checkpoint import Checkpoints
 from engine.launch import _failure, errors_in, launch, own_errors
@@ -240,6 +241,32 @@ def test_a_connection_that_broke_with_a_loader_process_is_told_as_its_loss() -> 
         os.kill(os.getpid(), signal.SIGCHLD)  # what comes later disturbs nobody
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_loss_that_is_told_while_an_error_is_dealt_with_is_written_down(
+    make_tiny_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    def told_first(error: BaseException) -> BaseException:
+        monkeypatch.setattr(worker, "_cause", _cause)
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return error
+
+    def fail(spec: RunSpec) -> None:
+        monkeypatch.setattr(worker, "_cause", told_first)
+        raise ConnectionResetError
+
+    spec = make_tiny_spec()
+    spec.write(Path(spec.output) / "spec.json")
+    monkeypatch.setattr(worker, "end_with_parents", lambda: None)
+    before = signal.signal(signal.SIGCHLD, tell)
+    try:
+        assert worker.run_rank(str(Path(spec.output) / "spec.json"), fail) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert [error["kind"] for error in errors_in(Path(spec.output))] == ["LostLoader"]
 
 
 def test_a_loader_process_that_linux_killed_for_want_of_memory_is_reason_for_smaller_micro_batches(
