@@ -22,9 +22,12 @@ from contracts.files import remove
 from contracts.plan import Plan
 from contracts.records import Records
 from contracts.run import RunResult, RunSpec
+from contracts.settings import TrainSettings
 from contracts.workload import names
 from engine.backends import NAMES
 from engine.checkpoint import Checkpoints
+from engine.planning import plan
+from tests.engine.test_planning import accelerate_config, machine
 
 MakeSpec = Callable[..., RunSpec]
 SmallSpec = Callable[..., RunSpec]
@@ -39,6 +42,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ddp", {}),
     ("fsdp", {"offload": "optimizer"}),
     ("deepspeed", {"zero_stage": 1}),
+    ("deepspeed", {"zero_stage": 2, "offload": "optimizer"}),
     ("deepspeed", {"zero_stage": 3}),
     ("deepspeed", {"zero_stage": 3, "offload": "parameters"}),
 ]
@@ -178,6 +182,17 @@ def go_on(spec: RunSpec, other: RunSpec, train: Train) -> None:
     go_back(spec, 2)
     train(spec)
     assert difference(last_weights(spec), last_weights(other)) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_what_a_file_of_accelerate_config_plans_trains_the_weights_of_single(
+    make_tiny_spec: MakeSpec, reference: Any, train: Train, tmp_path: Path
+) -> None:
+    spec = spec_for(make_tiny_spec, "accelerate", {}, 2, 2)
+    wishes = accelerate_config(tmp_path, distributed_type="MULTI_CPU", mixed_precision="no")
+    made = plan(machine(cores=2, memory=24), TrainSettings(global_batch=BATCH, ghost_batch=2), wishes)
+    assert (made.backend, made.ranks, made.global_batch) == ("accelerate", 2, BATCH)
+    learn_the_same(replace(spec, plan=made), reference(spec), train)
 
 
 @pytest.mark.slow
