@@ -134,6 +134,20 @@ def test_of_two_ranks_only_the_first_writes_what_belongs_to_the_run(
     assert [line["step"] for line in lines if "accuracy" in line] == [5, 10]
 
 
+@pytest.mark.parametrize(("rule", "rate"), [("linear", 0.05 / 4), ("sqrt", 0.05 / 2)])
+def test_a_run_with_another_global_batch_learns_at_the_rate_that_its_rule_gives(
+    make_tiny_spec: MakeSpec, rule: str, rate: float
+) -> None:
+    ruled = make_tiny_spec("ruled", epochs=1, learning_rate=rate, learning_rate_rule=rule, reference_batch=2)
+    plain = make_tiny_spec("plain", epochs=1)
+    assert plain.plan.global_batch == 8
+    assert _difference(_train(ruled), _train(plain)) == 0
+    logged, wanted = (
+        [line.get("learning_rate") for line in read_journal(Path(spec.output) / "metrics.jsonl")] for spec in (ruled, plain)
+    )
+    assert logged == wanted
+
+
 CPU_ROW = {"device_memory_gib", "device_utilization_percent"}
 GPU_ROW = {*CPU_ROW, "device_memory_peak_gib", "device_memory_used_gib", "device_power_watts"}
 
