@@ -65,8 +65,15 @@ def test_one_gpu_learns_what_the_cpu_learns(
     assert distance(reference, trained(on_gpu(spec))) < 1e-3
 
 
-@pytest.mark.parametrize("plan", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": True}], ids=str)
-@pytest.mark.parametrize("backend", ["single", "ddp"])
+# What else each may be asked for: the sharding ones cannot scale fp16's losses, and dp's copies cannot be compiled.
+OTHER_KINDS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"precision": "bf16"}) for name in ("single", "ddp")),
+    *((name, {"precision": "fp16"}) for name in ("single", "dp", "ddp", "accelerate")),
+    *((name, {"compile": True}) for name in ("single", "ddp", "fsdp", "deepspeed", "accelerate")),
+]
+
+
+@pytest.mark.parametrize(("backend", "plan"), OTHER_KINDS, ids=str)
 def test_other_precisions_and_compiled_code_learn_nearly_the_same(
     make_tiny_spec: MakeSpec, reference: dict[str, torch.Tensor], backend: str, plan: dict[str, Any]
 ) -> None:
