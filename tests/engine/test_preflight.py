@@ -530,7 +530,7 @@ def test_ranks_that_are_fed_the_same_share_are_found(
 
 @pytest.mark.slow
 def test_two_real_ranks_that_read_the_same_share_are_found(make_tiny_spec: MakeSpec, waiting: WaitingRanks) -> None:
-    """tests/tasks/test_preflight.py has two sound ones."""
+    """tests/test_every_workload.py has sound ones."""
     findings = {one.name: one for one in waiting.check(make_tiny_spec(ranks=2), planted="same_share")}
     assert list(findings) == NAMES
     assert failed(findings) == ["rank batches"]
