@@ -27,6 +27,7 @@ from contracts.workload import names
 from engine.backends import NAMES
 from engine.checkpoint import Checkpoints
 from engine.planning import plan
+from engine.tracking import read_journal
 from tests.engine.test_planning import accelerate_config, machine
 
 MakeSpec = Callable[..., RunSpec]
@@ -63,6 +64,12 @@ def last_weights(spec: RunSpec) -> dict[str, torch.Tensor]:
 def best_weights(spec: RunSpec) -> dict[str, torch.Tensor]:
     """The averaged weights that scored best in a run."""
     return load_file(Path(spec.output) / "best.safetensors")
+
+
+def rates(spec: RunSpec) -> dict[int, float]:
+    """The learning rate of every step of a run."""
+    lines = read_journal(Path(spec.output) / "metrics.jsonl")
+    return {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
 
 
 def go_back(spec: RunSpec, step: int) -> None:
@@ -113,8 +120,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Callabl
 
 
 def learn_the_same(spec: RunSpec, other: RunSpec, train: Train) -> None:
-    """Train to the weights of another run and to their average."""
+    """Train to the weights of another run and to their average, by the same schedule."""
     train(spec)
+    assert rates(spec) == rates(other)
     assert difference(*(with_gradients(last_weights(one)) for one in (spec, other))) < TOLERANCE
     assert difference(*(with_gradients(best_weights(one)) for one in (spec, other))) < TOLERANCE
 

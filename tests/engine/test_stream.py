@@ -53,8 +53,3 @@ def test_the_schedule_warms_up_and_ends_at_its_end() -> None:
     assert factors[10] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.01)
     assert all(before >= after for before, after in pairwise(factors[10:]))
-
-
-def test_the_schedule_knows_nothing_of_ranks() -> None:
-    # The seeds advanced it once a rank; here it is a function of the step, and steps do not depend on ranks.
-    assert Stream(100, 16, 2, 0).num_steps == 13
