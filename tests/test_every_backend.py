@@ -163,11 +163,13 @@ def test_two_ranks_train_segmentation_as_single_does_and_resume_to_the_same_bits
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", NAMES[1:])
-def test_a_checkpoint_of_single_goes_on_on_one_rank_of_every_backend_and_back(
+def test_a_checkpoint_of_single_goes_on_on_one_rank_of_every_backend_with_and_without_accumulation_and_back(
     make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str
 ) -> None:
     spec = spec_for(make_tiny_spec, backend, {}, 1, 2)
     go_on(spec, reference(spec), train)
+    go_back(spec, 3)
+    train(spec_for(make_tiny_spec, backend, {}, 1, BATCH))
     go_back(spec, 4)
     back = alone(spec, Path(spec.output))
     train(back)
