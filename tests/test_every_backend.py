@@ -205,14 +205,28 @@ def test_what_a_file_of_accelerate_config_plans_trains_the_weights_of_single(
     learn_the_same(replace(spec, plan=made), reference(spec), train)
 
 
+# Each goes on from the checkpoint that the one before it wrote.
+PLAIN = [("fsdp", {}), ("deepspeed", {}), ("accelerate", {}), ("dp", {}), ("fsdp", {})]
+VARIED = [
+    ("deepspeed", {"zero_stage": 1}),
+    ("fsdp", {"offload": "optimizer"}),
+    ("deepspeed", {"zero_stage": 3}),
+    ("deepspeed", {"zero_stage": 2, "offload": "optimizer"}),
+    ("ddp", {}),
+]
+
+
 @pytest.mark.slow
-def test_one_run_may_go_on_under_one_backend_after_the_other(make_tiny_spec: MakeSpec, reference: Any, train: Train) -> None:
-    spec = spec_for(make_tiny_spec, "fsdp", {}, 2, 2)
-    for step, backend in enumerate(["fsdp", "deepspeed", "accelerate", "ddp", "fsdp"]):
+@pytest.mark.parametrize("links", [PLAIN, VARIED], ids=["plain", "varied"])
+def test_one_run_may_go_on_under_one_backend_after_the_other(
+    make_tiny_spec: MakeSpec, reference: Any, train: Train, links: list[tuple[str, dict[str, Any]]]
+) -> None:
+    specs = [spec_for(make_tiny_spec, backend, variant, 2, 2) for backend, variant in links]
+    for step, spec in enumerate(specs):
         if step:
             go_back(spec, step)
-        spec = replace(spec, plan=replace(spec.plan, backend=backend))
         assert train(spec).resumed_from == step
+    spec = specs[-1]
     assert difference(last_weights(spec), last_weights(reference(spec))) < TOLERANCE
     assert difference(best_weights(spec), best_weights(reference(spec))) < TOLERANCE
 
