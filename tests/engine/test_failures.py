@@ -315,12 +315,13 @@ def test_trainings_killed_at_random_moments_end_with_the_hash_of_one_that_was_no
 # As on GPUs
 
 
-@pytest.mark.parametrize("compress_gradients", [False, True])
+@pytest.mark.parametrize(("backend", "compress_gradients"), [("ddp", False), ("ddp", True), ("accelerate", False)])
 def test_gradients_that_meet_in_the_backward_teach_the_same_bits_as_after_it(
-    make_tiny_spec: MakeSpec, train: Train, compress_gradients: bool
+    make_tiny_spec: MakeSpec, train: Train, backend: str, compress_gradients: bool
 ) -> None:
     """Of two ranks, whose sums have one order: a GPU's gradients meet after the backward in the first steps of a start, then in it."""
-    how = {"layout": {"compress_gradients": compress_gradients}, **TRAIN, "clip_norm": 0.05}  # every step is clipped
+    layout = {"compress_gradients": compress_gradients}
+    how = {"backend": backend, "layout": layout, **TRAIN, "clip_norm": 0.05}  # every step is clipped
     inside, after = (make_tiny_spec(name, ranks=2, **how) for name in ("inside", "after"))
     train(inside, planted="reducer")
     train(after)
