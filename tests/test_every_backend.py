@@ -181,9 +181,9 @@ def test_a_checkpoint_of_single_goes_on_on_one_rank_of_every_backend_with_and_wi
 def test_a_checkpoint_of_single_goes_on_without_accumulation(
     make_tiny_spec: MakeSpec, reference: Any, train: Train, backend: str, variant: dict[str, Any]
 ) -> None:
-    """DeepSpeed does so without a compiler, which it would use if there is one."""
+    """DeepSpeed does so as its own file says, and without a compiler, which it would use if there is one."""
     spec = spec_for(make_tiny_spec, backend, variant, 2, 4)
-    go_on(spec, reference(spec), partial(train, planted="uncompiled" if backend == "deepspeed" else ""))
+    go_on(spec, reference(spec), partial(train, planted="own_file" if backend == "deepspeed" else ""))
 
 
 def go_on(spec: RunSpec, other: RunSpec, train: Train) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contracts.files import write_json
 from contracts.plan import Plan
 from contracts.run import RunSpec
 from engine import beacon, launch, worker
@@ -293,13 +294,23 @@ def apart() -> None:
     shared_memory._open = lambda place, size: None
 
 
-def uncompiled() -> None:
-    """No fault: DeepSpeed compiles none of its operations."""
+def own_file() -> None:
+    """No fault: DeepSpeed reads its configuration from a file such as the stage plan writes, and compiles none of its operations."""
     from deepspeed.ops.op_builder.builder import OpBuilder
+
+    from engine.backends import deepspeed
+
+    configure = deepspeed.deepspeed_config
+
+    def written(plan: Plan, *, clip_norm: float | None) -> Any:
+        path = Path(RunSpec.read(Path(sys.argv[-1])).output) / f"deepspeed-{os.environ['RANK']}.json"
+        write_json(path, configure(plan, clip_norm=clip_norm))
+        return str(path)
 
     def compile_it(self: Any, verbose: bool = True) -> Any:
         raise AssertionError(f"{self.name} would be compiled")
 
+    deepspeed.deepspeed_config = written
     OpBuilder.jit_load = compile_it
 
 
@@ -364,7 +375,7 @@ FAULTS = {
         late_idle,
         silent,
         apart,
-        uncompiled,
+        own_file,
         slow,
         die,
         writing,
@@ -384,7 +395,7 @@ EVERYWHERE = (
     "idle_reducer",
     "late_idle",
     "silent",
-    "uncompiled",
+    "own_file",
     "slow",
     "die",
     "writing",

@@ -16,8 +16,9 @@ from contracts.errors import SlipwayError
 from contracts.plan import Device, Hardware, Plan
 from contracts.run import RunSpec
 from contracts.settings import Settings
-from contracts.workload import ROOT, load
+from contracts.workload import ROOT, load, settings_of
 from engine import choosing
+from engine.deepspeed_config import deepspeed_config
 from engine.trial import Trial
 from tasks import plan as stage
 from workloads.captioning.settings import Base, CaptioningPrepare, CaptioningSettings
@@ -148,7 +149,9 @@ def test_deepspeeds_own_configuration_lies_beside_its_plan(project: Path, monkey
     params.write_text(params.read_text().replace("backend: auto ", "backend: deepspeed "))
     monkeypatch.setattr(stage, "detect", lambda: LAPTOP)
     stage.run("segmentation")
-    config = json.loads((project / "data/plan/segmentation/deepspeed.json").read_text())
+    folder = project / "data/plan/segmentation"
+    config, clip_norm = json.loads((folder / "deepspeed.json").read_text()), settings_of("segmentation").train.clip_norm
+    assert config == deepspeed_config(Plan.read(folder / "plan.json"), clip_norm=clip_norm), "as its ranks are told"
     assert (config["train_batch_size"], config["zero_optimization"]["stage"]) == (16, 2)
 
 
