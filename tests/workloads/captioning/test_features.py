@@ -24,6 +24,7 @@ from tests.workloads.captioning.test_generating import loud
 from workloads.captioning import features as module
 from workloads.captioning.bases import describe, loaded_models
 from workloads.captioning.features import Features, keeps_features
+from workloads.captioning.seeing import varied
 from workloads.captioning.settings import CaptioningPrepare
 
 
@@ -223,5 +224,26 @@ def test_where_pictures_vary_or_the_encoder_learns_no_features_are_used(tiny: Ti
     assert keeps_features(tiny.settings)
     assert not keeps_features(tiny.with_train(**change))
     dataset = load("captioning").dataset(tiny.records, tiny.with_train(**change), tiny.facts, training=True)
-    rng = np.random.default_rng(0)
-    assert "pixels" in dataset.collate([dataset.item(0, rng, draw=0, progress=0)])
+    drawn = [None, *map(np.random.default_rng, (0, 0, 1))]
+    plain, first, again, other = items = [dataset.item(0, rng, draw=0, progress=0) for rng in drawn]
+    batch = dataset.collate(items)
+    assert "features" not in batch and batch["pixels"].shape == (4, 3, 48, 48)
+    assert np.array_equal(first["pixels"], again["pixels"])
+    for one, two in ((plain, first), (first, other)):
+        assert np.array_equal(one["pixels"], two["pixels"]) is not change.get("augment", False)
+
+
+def test_a_varied_picture_is_most_of_it_a_little_lighter_or_darker_never_mirrored_by_its_generator_alone() -> None:
+    rising = np.tile(np.arange(100, dtype=np.uint8)[:, None], (100, 1, 3))
+    plain = np.full((100, 100, 3), 240, np.uint8)
+    seeds = range(20)
+    parts, light = ([varied(one, np.random.default_rng(seed)) for seed in seeds] for one in (rising, plain))
+    assert len({one.tobytes() for one in parts}) == len(seeds)
+    assert all(np.array_equal(parts[seed], varied(rising, np.random.default_rng(seed))) for seed in seeds)
+    for part in parts:
+        assert part.dtype == np.uint8 and part.shape == (len(part), len(part), 3) and 80 <= len(part) <= 100
+        assert (np.diff(part.astype(int), axis=1) >= 0).all()
+    assert len({part.shape for part in parts}) > 1
+    found = [int(one.min()) for one in light]
+    assert found == [int(one.max()) for one in light], "alike everywhere"
+    assert 0.85 * 240 <= min(found) < 240 and max(found) == 255, "and nothing is lighter than white"
