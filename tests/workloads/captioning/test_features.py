@@ -150,6 +150,13 @@ def test_weights_that_were_trained_anew_in_the_same_folder_have_features_of_thei
     loaded_models(after)
 
 
+def test_what_a_step_reads_of_a_picture_is_mapped_from_the_file_that_keeps_it(tiny: Tiny) -> None:
+    dataset = load("captioning").dataset(tiny.records, tiny.settings, tiny.facts, training=True)
+    features = dataset.item(0, None, draw=0, progress=0)["features"]
+    assert isinstance(features, np.memmap) and features.mode == "r"
+    assert Path(str(features.filename)).parent == Features.of(tiny.facts, Path(tiny.facts["prepared"])).folder
+
+
 def test_a_picture_without_features_is_named(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(SlipwayError, match="no features of the picture with SHA-256 00ff: run .* --force prepare"):
         fresh(tiny, tmp_path).of_picture("00ff")
