@@ -254,10 +254,10 @@ def micro_batches(dataset: CaptioningDataset, stream: Stream, size: int) -> Iter
 
 
 @pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj")])
-def test_adapters_are_where_they_are_set(tiny: Any, targets: Any) -> None:
-    lora = CaptioningTrain().lora
-    assert lora
-    objective = objective_of(tiny, lora=lora.model_copy(update={"targets": targets}))
+def test_adapters_are_where_and_what_they_are_set_to_be(tiny: Any, targets: Any) -> None:
+    objective = objective_of(tiny, lora=Lora(rank=4, alpha=12, dropout=0.25, targets=targets))
+    [config] = objective.captioner.decoder.peft_config.values()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 12, 0.25)
     kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in objective.named_parameters() if "lora_" in name}
     assert kinds == set(targets or ("q_proj", "k_proj", "v_proj", "o_proj"))
 

@@ -89,6 +89,10 @@ def test_a_preset_builds_the_originals_model_and_trains_what_the_original_traine
         seen = captioner.features(torch.empty(1, 3, side, side))
         assert tuple(seen.shape) == (1, *features) and tuple(captioner.prefix(seen).shape) == (1, *prefix)
     assert {value.device.type for value in objective.parameters()} == {"meta"}
+    decoder: Any = captioner.decoder
+    [config] = decoder.peft_config.values()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 16, 0.1)
+    assert set(config.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     trained = {name: value.numel() for name, value in objective.named_parameters() if value.requires_grad}
     assert sum(num for name, num in trained.items() if "lora_" in name) == lora
     assert sum(trained.values()) == lora + projection
