@@ -106,6 +106,13 @@ def test_every_preset_that_names_base_models_is_built_here() -> None:
     assert named == set(SIZES)
 
 
+def test_quick_is_one_epoch_over_a_hundred_pictures() -> None:
+    section = read_params(presets_of("captioning")["quick"])
+    settings: Any = validate(load("captioning").Settings, section, where="quick")
+    assert settings.train.epochs == 1
+    assert settings.parse.most == 100 and [source.rows for source in settings.download.sources] == [100]
+
+
 @pytest.mark.parametrize("preset", ["distilvit", "distilvit-360m", "distilvit-large"])
 def test_the_lines_of_the_guide_that_choose_a_data_set_are_the_presets(preset: str) -> None:
     sources = read_params(presets_of("captioning")[preset])["download"]["sources"]
