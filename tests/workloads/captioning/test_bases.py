@@ -15,8 +15,10 @@ from contracts.errors import SlipwayError
 from contracts.workload import load
 from tests.workloads.captioning.conftest import Tiny, write_bases
 from workloads.captioning import base, scoring
+from workloads.captioning.base import vision
 from workloads.captioning.bases import describe, loaded_models
 from workloads.captioning.objective import build
+from workloads.captioning.phrases import COLOURS
 from workloads.captioning.seeing import normalized, sized
 from workloads.captioning.settings import BaseSteps, CaptioningPrepare, CaptioningSettings
 from workloads.captioning.words import Words
@@ -51,6 +53,17 @@ def test_a_language_model_made_on_the_spot_learns_the_data_s_own_captions_and_ca
     notes = scoring.score([], CaptioningSettings(), facts).notes
     wanted = f"reached by themselves: the language model ended at a training loss of {loss:.3f} a token of a caption."
     assert [note.endswith(wanted) for note in notes].count(True) == 1
+
+
+def test_an_encoder_made_on_the_spot_learns_to_see_unseen_handwriting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its colours, which are learnt first: by guessing, one in six is right."""
+    monkeypatch.setattr(vision, "WARMUP", 10)  # of as few steps as there are here
+    threads = torch.get_num_threads()
+    base.train("vision", tmp_path / "made", 16)
+    torch.set_num_threads(threads)
+    assert json.loads((tmp_path / "made" / base.REACHED).read_text())["colour"] > 2 / len(COLOURS)
 
 
 def test_the_captions_are_those_of_train_all_of_them_or_an_even_choice(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
