@@ -20,7 +20,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LINEAR = ("Gemm", "MatMul")
 # Weights have 7 bits of their byte. Processors without VNNI add pairs of products in 16 bits, where those of 8 bits overflow: a model
 # that was good enough here would not be on somebody's laptop. Source: ONNX Runtime's documentation of quantization, "reduce_range".
-NARROW = {"reduce_range": True}
+NARROW: dict[str, Any] = {"reduce_range": True}
 RESHAPING = ("Transpose", "Reshape", "Split", "Squeeze", "Unsqueeze", "Slice", "Identity")
 
 
