@@ -18,7 +18,12 @@ from tasks.stage import folder
 MAX_QUARANTINE_ROWS, MAX_REASONS = 8, 12
 # Stages that come after this one, whose hashes in dvc.lock would be those of the run before.
 LATER_STAGES = ("report", "publish")
-NO_LOSS = ("step", "epoch", "learning_rate", "samples_per_second", "gradient_norm", "step_seconds", "weight", "seconds")
+# What stands beside the loss and its parts in a line of metrics.jsonl, by name and by how a name begins.
+NO_LOSS = (
+    *("step", "epoch", "learning_rate", "samples_per_second", "gradient_norm", "step_seconds", "data_wait_share"),
+    *("weight", "seconds"),
+)
+NO_PART = ("num_", "val_", "device_")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def read_curves(path: Path) -> list[dict[str, float]] | None:
 def training_charts(curves: Sequence[Mapping[str, float]], metric: str, metrics: Sequence[str]) -> list[Chart]:
     """The loss, its parts, the metric on val, the learning rate and the gradient's norm, over epochs."""
     columns = list(dict.fromkeys(name for row in curves for name in row))
-    parts = [name for name in columns if name not in (*NO_LOSS, "loss", *metrics) and not name.startswith(("num_", "val_"))]
+    parts = [name for name in columns if name not in (*NO_LOSS, "loss", *metrics) and not name.startswith(NO_PART)]
 
     def lines(names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
         rows = {name: [row for row in curves if name in row] for name in names}

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from contracts.files import read_json, write_json
 from contracts.workload import Chart
+from engine.telemetry import sample
 from tasks import report
 from tasks.reporting.charts import draw, plotted
 from tasks.reporting.findings import kind_of, read_quarantine, training_charts
@@ -245,8 +247,9 @@ def test_charts_of_any_number_of_classes_are_drawn(num: int) -> None:
 
 
 def test_the_loss_its_parts_and_the_metric_get_a_chart_each() -> None:
+    took = {"gradient_norm": 7.5, "step_seconds": 0.2, "data_wait_share": 0.1, "samples_per_second": 80.0}
     rows: list[dict[str, Any]] = [
-        {"epoch": 1.0, "loss": 3, "box_loss": 1, "learning_rate": 0.1, "gradient_norm": 7.5, "step_seconds": 0.2},
+        {"epoch": 1.0, "loss": 3, "box_loss": 1, "learning_rate": 0.1, **took, **sample(torch.device("cpu"))},
         {"epoch": 1.0, "map": 0.5, "f1": 0.2},
     ]
     assert [list(chart.lines) for chart in training_charts(rows, "map", ["map", "f1"])] == [
