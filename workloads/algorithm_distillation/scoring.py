@@ -125,9 +125,9 @@ def meanings(settings: RolloutEvaluate, metrics: Iterable[str]) -> dict[str, str
         "source": "What the learning algorithm that was imitated reaches on the same tasks in its last episodes, with the steps, "
         "if any, that were made at random in them (download.noise); the model makes none.",
         "random": "What random actions get.",
-        "low": "Where 95% of bootstrap samples, drawn of the tasks and of the rollouts on each, have the first number; all of this one "
-        "training: other seeds and splits may differ by more. From",
-        "high": "to.",
+        "low": "The lower end of the 95% bootstrap interval of the first number, tasks and rollouts on each drawn with replacement; all "
+        "of this one training: other seeds and splits may differ by more.",
+        "high": "The upper end of that interval.",
         "worst_task": "The same as the first, on the task that is learnt worst.",
         ACCURACY: "On histories of the source on these tasks, with what it did as the context: the share of the actions it meant that "
         "the model finds likeliest. Where several are equally good the source draws one, so 1 is out of reach.",
