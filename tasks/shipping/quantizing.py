@@ -20,7 +20,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LINEAR = ("Gemm", "MatMul")
 # Weights have 7 bits of their byte. Processors without VNNI add pairs of products in 16 bits, where those of 8 bits overflow: a model
 # that was good enough here would not be on somebody's laptop. Source: ONNX Runtime's documentation of quantization, "reduce_range".
-NARROW: dict[str, Any] = {"reduce_range": True}
+REDUCE_RANGE = True
 RESHAPING = ("Transpose", "Reshape", "Split", "Squeeze", "Unsqueeze", "Slice", "Identity")
 
 
@@ -119,7 +119,7 @@ def static_int8(source: Path, target: Path, samples: Iterator[Arrays], *, keep: 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            **NARROW,
+            reduce_range=REDUCE_RANGE,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=[name for part in keep for name in getattr(parts, part)],
         )
@@ -142,7 +142,12 @@ def dynamic_int8(source: Path, target: Path) -> None:
         onnx.save(model, prepared)
         quantized = Path(scratch) / "quantized.onnx"
         quantize_dynamic(
-            prepared, quantized, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=True, **NARROW
+            prepared,
+            quantized,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            use_external_data_format=True,
+            reduce_range=REDUCE_RANGE,
         )
         write_model(onnx.load(quantized), target)
 
