@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,25 @@ SHORT = {"global_batch": 8, "ghost_batch": 2, "epochs": 2, "warmup_epochs": 0.5,
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of whole pipelines first: begun last, each would keep one process busy for minutes while the others are idle."""
     items.sort(key=lambda item: item.path.name != "test_every_workload.py")
+
+
+def pytest_fixture_setup() -> None:
+    """What a fixture leaves to chance comes out the same, whichever test is the first to ask for it."""
+    _begin_chance_anew()
+
+
+def pytest_runtest_call() -> None:
+    """What a test leaves to chance comes out the same, alone and after others."""
+    _begin_chance_anew()
+
+
+def _begin_chance_anew() -> None:
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @dataclass(frozen=True)

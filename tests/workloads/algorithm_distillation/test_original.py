@@ -99,7 +99,7 @@ def test_what_is_read_of_them_is_trained_on(tmp_path: Path) -> None:
     wanted = [histories[row.inputs["part"].rpartition(":")[2]][row.inputs["row"], :, :-1, ACTION] for row in train]
     assert np.array_equal(batch["labels"].reshape(len(train), 20, 21)[:, :, :-1], wanted)
     assert float(WORKLOAD.build(settings, facts, pretrained=False)(batch)["loss"].detach()) == pytest.approx(
-        np.log(5), abs=0.1
+        np.log(5), abs=0.3
     )
 
 
