@@ -17,8 +17,8 @@ from engine.planning.wishes import as_wished
 MAX_CPU_RANKS = 8
 # Part of a training step on the CPU that threads share: 2 threads ran 1.38 times as fast as 1 (Amdahl's law, solved).
 PARALLEL = 0.55
-# From about so many samples at once a core works at its full speed; fewer pay more for each call than for its work.
-ENOUGH_SAMPLES = 8
+# From about so many samples at once a core works at its full speed; fewer of a small model pay more for each call than for its work.
+ENOUGH_SAMPLES = 32
 # What a process costs before its first sample (torch and its libraries), and what a sample costs, measured roughly.
 RANK_BYTES, CPU_EXAMPLE_BYTES, WORKER_BYTES = GIB, 64 << 20, GIB // 3
 
@@ -72,8 +72,8 @@ def on_cpu(
             else "one model a rank",
             "micro_batch": "as plan.micro_batch says"
             if wishes.micro_batch
-            else f"{count(micro_batch // settings.ghost_batch, 'ghost batch')} of {count(settings.ghost_batch, 'sample')}: larger"
-            " micro-batches gain nothing on a CPU and need memory",
+            else f"{count(micro_batch // settings.ghost_batch, 'ghost batch')} of {count(settings.ghost_batch, 'sample')}: up to"
+            f" {ENOUGH_SAMPLES} samples at once a core gains speed, beyond that they only need memory",
             "accumulation": accumulation_reason(ranks, micro_batch, accumulation),
             "threads": f"{count(hardware.cores, 'core')} for {count(ranks, 'rank')}"
             + (f", less {workers} loading" if workers else ""),

@@ -83,12 +83,12 @@ def layout(made: Plan) -> tuple[Any, ...]:
             machine(RTX_4090, RTX_4090, platform="Windows AMD64"), 32, 8, ("ddp", "cuda", 2, 16, 1, "bf16"), id="Windows"
         ),
         pytest.param(machine(cores=2, memory=16), 16, 8, ("ddp", "cpu", 2, 8, 1, "fp32"), id="CPU 2 cores"),
-        pytest.param(machine(cores=1, memory=16), 16, 8, ("single", "cpu", 1, 8, 2, "fp32"), id="CPU 1 core"),
+        pytest.param(machine(cores=1, memory=16), 16, 8, ("single", "cpu", 1, 16, 1, "fp32"), id="CPU 1 core"),
         pytest.param(machine(cores=16, memory=64), 16, 8, ("ddp", "cpu", 2, 8, 1, "fp32"), id="CPU 16 cores, 2 parts"),
-        pytest.param(machine(cores=16, memory=64), 128, 8, ("ddp", "cpu", 8, 8, 2, "fp32"), id="CPU 16 cores, 16 parts"),
+        pytest.param(machine(cores=16, memory=64), 128, 8, ("ddp", "cpu", 8, 16, 1, "fp32"), id="CPU 16 cores, 16 parts"),
         pytest.param(machine(cores=6, memory=64), 32, 8, ("ddp", "cpu", 4, 8, 1, "fp32"), id="CPU 6 cores, 4 parts"),
-        pytest.param(machine(cores=2, memory=16), 48, 1, ("ddp", "cpu", 2, 8, 3, "fp32"), id="CPU, no ghosts"),
-        pytest.param(machine(cores=2, memory=16), 48, 3, ("ddp", "cpu", 2, 6, 4, "fp32"), id="CPU, small ghosts"),
+        pytest.param(machine(cores=2, memory=16), 128, 1, ("ddp", "cpu", 2, 32, 2, "fp32"), id="CPU, no ghosts"),
+        pytest.param(machine(cores=2, memory=16), 72, 3, ("ddp", "cpu", 2, 18, 2, "fp32"), id="CPU, small ghosts"),
         pytest.param(machine(cores=2, memory=16), 6, 1, ("ddp", "cpu", 2, 3, 1, "fp32"), id="CPU, small batch"),
     ],
 )
@@ -459,8 +459,8 @@ def accelerate_config(folder: Path, **changes: Any) -> PlanSettings:
     [
         ({}, ("accelerate", "cuda", 2, 16, 2, "bf16")),
         ({"distributed_type": "NO", "num_processes": 1}, ("accelerate", "cuda", 1, 16, 4, "bf16")),
-        ({"distributed_type": "MULTI_CPU", "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
-        ({"use_cpu": True, "mixed_precision": "no"}, ("accelerate", "cpu", 2, 8, 4, "fp32")),
+        ({"distributed_type": "MULTI_CPU", "mixed_precision": "no"}, ("accelerate", "cpu", 2, 32, 1, "fp32")),
+        ({"use_cpu": True, "mixed_precision": "no"}, ("accelerate", "cpu", 2, 32, 1, "fp32")),
         ({"num_processes": None}, ("accelerate", "cuda", 2, 16, 2, "bf16")),
         ({"num_processes": None, "num_machines": None, "distributed_type": "NO"}, ("accelerate", "cuda", 1, 16, 4, "bf16")),
         ({"mixed_precision": "fp16"}, ("accelerate", "cuda", 2, 16, 2, "fp16")),
@@ -476,7 +476,7 @@ def test_a_file_of_accelerate_config_is_honoured(tmp_path: Path, changes: dict[s
 
 def test_a_file_for_gpus_starts_ranks_that_meet_where_there_are_none(tmp_path: Path) -> None:
     made = plan(machine(cores=2, memory=24), BATCH, accelerate_config(tmp_path, mixed_precision="no"))
-    assert layout(made) == ("accelerate", "cpu", 2, 8, 4, "fp32")
+    assert layout(made) == ("accelerate", "cpu", 2, 32, 1, "fp32")
     assert "gloo" in made.reasons["backend"] and "no GPU" in made.reasons["device"]
 
 
