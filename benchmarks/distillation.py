@@ -4,9 +4,11 @@ Training: targets a second with a loss at every step of whole histories, against
 Playing: a step with the cache, by ONNX Runtime as it ships and by torch, against encoding the whole context again at every step, by
 torch: what is by the cache and what by the runtime is told apart. Both of plain AD and of compressed AD, whose compressing counts.
 Histories: seconds a task of the stacked PPO and of the explorer for as many tasks at once as the stage collects, against
-Stable-Baselines3's PPO for one goal after another, each for as many steps of as many streams, and for as many updates. All on one
-thread; times are the processor's; contestants take turns. A bar is met where every row of it reaches it, the worst one too; that of
-playing where as many rollouts are made at once as the stage evaluate makes, and what a single one gains stands beside it.
+Stable-Baselines3's PPO for one goal after another, each for as many steps of as many streams, and for as many updates; by the
+clock, with as many threads as the machine has cores, as the stage has them, and Stable-Baselines3's also with one: the faster counts.
+The others on one thread; their times are the processor's. Contestants take turns. A bar is met where every row of it reaches it, the
+worst one too; that of playing where as many rollouts are made at once as the stage evaluate makes, and what a single one gains
+stands beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks.conditions import load_now, write_result
@@ -83,14 +86,14 @@ def judged(found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
     return {"met": all(bars.values()), "bars_met": bars, **rows}
 
 
-def in_turn(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """The processor's time for each, the median of some turns, in each of which all have theirs."""
+def in_turn(ways: Mapping[str, Callable[[], object]], *, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+    """The seconds of each, the processor's unless told, the median of some turns, in each of which all have theirs."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, work in ways.items():
-            began = time.process_time()
+            began = clock()
             work()
-            times[name].append(time.process_time() - began)
+            times[name].append(clock() - began)
     return {name: median(found) for name, found in times.items()}
 
 
@@ -178,14 +181,18 @@ def collecting(streams: int, episodes: int) -> dict[str, float]:
     part = parts_of(settings, num_tasks=len(Darkroom.tasks()))[0]
     tasks = Darkroom.tasks()[part[:, 0]]
     num = len(np.unique(part[:, 0]))
+    cores = psutil.cpu_count() or 1
     times = in_turn(
         {
-            "ppo": lambda: collect("ppo", tasks, episodes),
-            "stable_baselines3": lambda: stable_baselines(streams, episodes),
-            "explorer": lambda: collect("explorer", tasks, episodes),
-        }
+            "ppo": partial(with_threads, cores, partial(collect, "ppo", tasks, episodes)),
+            "explorer": partial(with_threads, cores, partial(collect, "explorer", tasks, episodes)),
+            "stable_baselines3": partial(with_threads, cores, partial(stable_baselines, streams, episodes)),
+            "stable_baselines3_with_1_thread": partial(with_threads, 1, partial(stable_baselines, streams, episodes)),
+        },
+        clock=time.perf_counter,
     )
-    ours, reference, explorer = times["ppo"] / num, times["stable_baselines3"], times["explorer"] / num
+    ours, explorer = times["ppo"] / num, times["explorer"] / num
+    reference = min(times["stable_baselines3"], times["stable_baselines3_with_1_thread"])
     return {
         "streams": streams,
         "steps": episodes * Darkroom.horizon,
@@ -193,10 +200,21 @@ def collecting(streams: int, episodes: int) -> dict[str, float]:
         "tasks_at_once": num,
         "ppo_seconds_a_task": ours,
         "explorer_seconds_a_task": explorer,
-        "stable_baselines3_seconds_a_task": reference,
+        "threads": cores,
+        "stable_baselines3_seconds_a_task": times["stable_baselines3"],
+        "stable_baselines3_with_1_thread": times["stable_baselines3_with_1_thread"],
         "ratio": reference / ours,
         "ratio_of_the_explorer": reference / explorer,
     }
+
+
+def with_threads(num: int, work: Callable[[], None]) -> None:
+    """Do it with so many threads, and then go on with one."""
+    torch.set_num_threads(num)
+    try:
+        work()
+    finally:
+        torch.set_num_threads(1)
 
 
 def collect(source: str, tasks: np.ndarray, episodes: int) -> None:
