@@ -1,7 +1,8 @@
 """How soon a run whose rank was killed trains again: `python -m benchmarks.restart` writes benchmarks/results/restart.json.
 
-Segmentation as params.yaml has it under `ddp` on two ranks of one thread. Rank 1 is killed with -9 in the middle of an epoch; the
-time runs from there to the end of the first optimiser step of the new ranks.
+Segmentation as params.yaml has it under `ddp` on two ranks of one thread. Rank 1 is killed with -9 in the middle of an epoch, once
+the agent for the next start stands by, as it does in all but the first half minute of a training; the time runs from there to the
+end of the first optimiser step of the new ranks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import time
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from benchmarks.conditions import load_now, spread, write_result
 from benchmarks.embedded import Embedded, cpu_plan, demo_settings, prepare
-from benchmarks.soak import Training
+from benchmarks.soak import LOOK_SECONDS, RUN_SECONDS, Training
+from contracts.errors import SlipwayError
 from engine.beacon import STARTING
 
 BAR = 10.0
@@ -46,7 +50,7 @@ def measure(data: Embedded, number: int) -> dict[str, float]:
     launcher = training.start()
     try:
         training.wait_for(lambda mark: (mark.step or 0) >= KILLED_IN_STEP)
-        old = training.processes(launcher)
+        old = wait_for_standby(training, launcher)
         ranks = [one.pid for name, one in old.items() if name.startswith("rank")]
         old["rank 1"].kill()
         killed = time.monotonic()
@@ -64,6 +68,17 @@ def measure(data: Embedded, number: int) -> dict[str, float]:
         training.alive()
     print(after, flush=True)
     return after
+
+
+def wait_for_standby(training: Training, launcher: psutil.Popen) -> dict[str, psutil.Process]:
+    """The processes of a training in which an agent stands by: it is there, and has done nothing for a second."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline:
+        there = training.processes(launcher)
+        if "standby" in there and there["standby"].cpu_percent(interval=1.0) == 0.0:
+            return there
+        time.sleep(LOOK_SECONDS)
+    raise SlipwayError(f"no agent stands by; it printed:\n{training.log()}")
 
 
 if __name__ == "__main__":

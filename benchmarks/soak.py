@@ -29,6 +29,7 @@ import psutil
 from contracts.errors import SlipwayError
 from contracts.run import RunSpec
 from contracts.workload import ROOT
+from engine.agent import TORCHRUN
 from engine.beacon import Mark, read
 
 POLL_SECONDS, LOOK_SECONDS, STEP_SECONDS, EXIT_SECONDS, RUN_SECONDS = 0.02, 0.2, 0.1, 20.0, 600.0
@@ -72,15 +73,16 @@ class Training:
             return psutil.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
 
     def processes(self, launcher: psutil.Popen) -> dict[str, psutil.Process]:
-        """The launcher, the agent and the ranks that are there now, by name; loader workers are remembered too."""
+        """The launcher, the agent, the one that stands by and the ranks that are there now, by name; loader workers are remembered
+        too."""
         names: dict[str, psutil.Process] = {"launcher": launcher}
         try:
             below = launcher.children(recursive=True)
             self.seen |= set(below)
             for one in below:
                 words, parent = one.cmdline(), one.ppid()
-                if "torch.distributed.run" in words and parent == launcher.pid:
-                    names["agent"] = one
+                if {TORCHRUN, "engine.agent"} & set(words) and parent == launcher.pid:
+                    names["agent" if TORCHRUN in words or one.children() else "standby"] = one
                 elif "engine.worker" in words:
                     names[f"rank {one.environ().get('RANK', '0')}"] = one
         except psutil.Error:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from contracts.files import read_json
 from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT
+from engine.agent import Standby
 from engine.hang import Watch
 from engine.planning import has_libuv, process_group_environment, smaller, torchrun
 from engine.sinks import Follower, sinks_for
@@ -32,6 +34,8 @@ from engine.sinks import Follower, sinks_for
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
 # A rank that is killed leaves the others this long to say so themselves.
 GRACE_SECONDS = 5.0
+# So long after its start a run has an agent loaded for the next one: shorter runs do not pay for it.
+STANDBY_AFTER = 20.0
 ALONE = ("single", "dp")
 # glibc hands every larger block that is freed back to the system, and the next step pays for thousands of fresh pages: a tenth of
 # a step's time on a CPU. 32 MiB is the highest threshold that it takes; other systems ignore both.
@@ -52,14 +56,14 @@ def launch(spec: RunSpec) -> RunResult:
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
     name = f"{spec.workload}-{output.name}"
-    with Follower(output / "metrics.jsonl", sinks_for(name, spec.settings, output)):
-        return _launch(spec, output)
+    with Follower(output / "metrics.jsonl", sinks_for(name, spec.settings, output)), Standby() as standby:
+        return _launch(spec, output, standby)
 
 
-def _launch(spec: RunSpec, output: Path) -> RunResult:
+def _launch(spec: RunSpec, output: Path, standby: Standby) -> RunResult:
     losses = 0
     while True:
-        ended = _run(spec, output)
+        ended = _run(spec, output, standby, last=losses == spec.plan.restarts)
         if ended.result is not None:
             return ended.result
         cause = ended.cause
@@ -107,17 +111,20 @@ class _End:
     story: str = ""
 
 
-def _run(spec: RunSpec, output: Path) -> _End:
+def _run(spec: RunSpec, output: Path, standby: Standby, *, last: bool) -> _End:
+    """One start of the ranks. After the `last` one there is none for which an agent should stand by."""
     for stale in (*output.glob("error-*.json"), output / "result.json", output / "interrupted.json"):
         stale.unlink(missing_ok=True)
     spec.write(output / "spec.json")
     watch, starved_before = Watch(output / "beacons", range(spec.plan.ranks), spec.plan.longest_silence), _num_starved()
+    line, variables = command(spec.plan, output / "spec.json"), environment(spec.plan)
     # In a session of its own: Ctrl-C is for the launcher, which tells the ranks.
-    process = subprocess.Popen(command(spec.plan, output / "spec.json"), env=environment(spec.plan), start_new_session=True)
+    process = standby.take(line, variables) or subprocess.Popen(line, env=variables, start_new_session=True)
+    prepare = None if last or spec.plan.backend in ALONE else partial(standby.begin, variables)
     asked: list[int] = []
     with _signals(_passing_on(process, spec.plan, asked)):
         try:
-            status = wait(process, watch)
+            status = wait(process, watch, prepare)
         finally:
             end(process)
     if (output / "result.json").exists():
@@ -129,13 +136,16 @@ def _run(spec: RunSpec, output: Path) -> _End:
     return _End(cause="stopped") if asked and failure.cause in ("lost", "never started") else failure
 
 
-def wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
+def wait(process: subprocess.Popen[bytes], watch: Watch, prepare: Callable[[], None] | None = None) -> int:
     """The exit status of the ranks. Where one is lost, the others are ended a little later: the agent would wait for half a minute.
+
+    `prepare` is done at every look from STANDBY_AFTER on.
 
     Raises:
         Hung: when one of them stands still.
     """
-    looked, lost = time.monotonic(), None
+    began = looked = time.monotonic()
+    lost = None
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         if time.monotonic() - looked > LOOK_SECONDS:
@@ -145,6 +155,8 @@ def wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
             lost = (lost or looked) if watch.lost else None
             if lost and looked - lost > GRACE_SECONDS:
                 end(process)
+            if prepare and looked - began > STANDBY_AFTER:
+                prepare()
     return process.returncode
 
 
@@ -203,6 +215,7 @@ def environment(plan: Plan) -> dict[str, str]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Let nothing of a start live on: the ranks and their loaders die with the process that was started."""
+    process.kill()  # an agent that stood by does not carry our number
     left = [one for one in psutil.process_iter() if _is_ours(one)]
     for one in left:
         with contextlib.suppress(psutil.NoSuchProcess):

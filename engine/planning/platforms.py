@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from contracts.plan import Hardware
+from engine.agent import TORCHRUN
 
 Group = Literal["nccl", "gloo"]
 
@@ -70,7 +71,7 @@ def torchrun(ranks: int, folder: Path, *, libuv: bool) -> list[str]:
     file = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}"]
     file += [f"--rdzv-id={uuid.uuid4().hex}", "--local-addr=127.0.0.1"]
     meet = ["--standalone"] if libuv else file
-    return ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
+    return ["-m", TORCHRUN, *meet, f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
 
 
 def process_group_environment(*, libuv: bool) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Ranks of the tiny workload with a fault planted in one of them: run by `tests.engine.tiny_ranks`, as its MODULE.
 
-The environment variable PLANTED names the fault. With `--launch` it is the launcher of such ranks, in a process of its own.
+The environment variable PLANTED names the fault. With `--launch` it is the launcher of such ranks, in a process of its own, for which
+STANDBY_AFTER may stand in the environment too.
 """
 
 from __future__ import annotations
@@ -432,6 +433,7 @@ def main(module: str, *words: str) -> int:
         from benchmarks.soak import launch_as_told
 
         launch.command = command
+        launch.STANDBY_AFTER = float(os.environ.get("STANDBY_AFTER", launch.STANDBY_AFTER))
         return launch_as_told(Path(words[0]))
     have(os.environ["PLANTED"])
     sys.argv = [module, *words]

@@ -23,12 +23,14 @@ import torch
 from benchmarks.soak import soak
 from contracts.errors import Hung, Interrupted, SlipwayError
 from contracts.files import read_json, remove, write_json
+from contracts.plan import Plan
 from contracts.run import RunResult, RunSpec
 from contracts.workload import ROOT, Graph
 from engine import worker
+from engine.agent import Standby
 from engine.beacon import Mark, read
 from engine.checkpoint import Checkpoints
-from engine.launch import _failure, errors_in, launch, own_errors
+from engine.launch import _failure, command, end, environment, errors_in, launch, own_errors
 from engine.planning import smaller
 from engine.torch_runtime import torch_run
 from engine.worker import _cause, _kind
@@ -41,6 +43,7 @@ TOLERANCE = 1e-6
 NUM_STEPS = 12
 # A checkpoint after every step.
 TRAIN = {"global_batch": 16, "epochs": 5, "checkpoint_minutes": 0, "keep_checkpoints": 2 * NUM_STEPS}
+PLAN = Plan("ddp", "cpu", 2, 1, 1, 1, 0, 2, "fp32", {})
 GONE_SECONDS, PATIENCE_SECONDS = 20.0, 120.0
 FAILING_STEP = (FAILING_CALL - 1) // 2
 
@@ -114,13 +117,13 @@ class Story:
     watched: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def start(self, *, workers: int = 0) -> subprocess.Popen[bytes]:
+    def start(self, *, workers: int = 0, **variables: str) -> subprocess.Popen[bytes]:
         """A launcher in a process of its own, which leads a process group; its steps take a quarter of a second."""
         output = Path(self.spec.output)
         output.mkdir(parents=True, exist_ok=True)
         replace(self.spec, plan=replace(self.spec.plan, workers=workers)).write(output / "launch.json")
         words = [sys.executable, "-m", "tests.engine.planted", "--launch", str(output / "launch.json")]
-        environment = {**os.environ, "PLANTED": "slow"}
+        environment = {**os.environ, "PLANTED": "slow", **variables}
         with (output / "log").open("a") as log:
             return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True)
 
@@ -158,10 +161,17 @@ class Story:
         return (Path(self.spec.output) / "log").read_text(errors="replace")
 
 
+def standing_by(launcher: subprocess.Popen[bytes], *, other_than: psutil.Process | None = None) -> psutil.Process:
+    """The agent that a launcher had loaded ahead."""
+    agents = [one for one in psutil.Process(launcher.pid).children() if "engine.agent" in one.cmdline()]
+    [standby] = [one for one in agents if one != other_than]
+    return standby
+
+
 def lived(spec: RunSpec, train: Train) -> Story:
     """The agent killed with -9, then SIGTERM; the launcher killed with -9; a rank killed with -9, then Ctrl-C; to the end.
 
-    In the starts whose leftovers are counted, each rank has a loader too.
+    In the first two starts each rank has a loader too; in the last two an agent stands by.
     """
     story = Story(spec)
     launcher = story.start(workers=1)
@@ -174,19 +184,24 @@ def lived(spec: RunSpec, train: Train) -> Story:
     story.ranks(launcher, step=3, other_than=ranks)
     story.stop(launcher, lambda: os.kill(launcher.pid, signal.SIGTERM))
 
-    launcher = story.start(workers=1)
+    launcher = story.start(workers=1, STANDBY_AFTER="0")
     story.ranks(launcher, step=story.saved[-1] + 1)
     below = psutil.Process(launcher.pid).children(recursive=True)
     launcher.kill()
     launcher.wait()
     story.outlived(below)
 
-    launcher = story.start()
+    launcher = story.start(STANDBY_AFTER="0")
     ranks = story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1)
+    standby = standing_by(launcher)
     os.kill(ranks[1], signal.SIGKILL)
-    story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1, other_than=ranks)
+    ranks = story.ranks(launcher, step=checkpoints(spec).found()[-1].step + 1, other_than=ranks)
+    assert [psutil.Process(rank).ppid() for rank in ranks] == [standby.pid] * 2
+    assert standing_by(launcher, other_than=standby).is_running()
+    below = psutil.Process(launcher.pid).children(recursive=True)
     # In a terminal, Ctrl-C reaches all of the launcher's process group.
     story.stop(launcher, lambda: os.killpg(launcher.pid, signal.SIGINT))
+    story.outlived(below)
     assert train(spec).steps == NUM_STEPS
     return story
 
@@ -194,7 +209,10 @@ def lived(spec: RunSpec, train: Train) -> Story:
 def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undisturbed_one_and_leaves_nothing_behind(
     make_tiny_spec: MakeSpec, undisturbed: Any, train: Train
 ) -> None:
-    """It goes on by itself where it lost the agent or a rank, and says so; a signal stops all ranks at the same step, which is saved."""
+    """It goes on by itself where it lost the agent or a rank, and says so; a signal stops all ranks at the same step, which is saved.
+
+    Where an agent stood by, it is the one that starts the ranks anew, and another stands by then.
+    """
     story = lived(make_tiny_spec("disturbed", ranks=2, **TRAIN), train)
     assert difference(story.spec, undisturbed(make_tiny_spec)) == 0
     log = story.log()
@@ -205,8 +223,35 @@ def test_killed_and_stopped_again_and_again_a_run_ends_with_the_bits_of_an_undis
         assert [mark.step for mark in marks] == [saved - 1] * 2
         assert f"stopped at step {saved} of {NUM_STEPS}" in message
     assert len(story.saved) == 2, "by SIGTERM and by SIGINT"
-    assert story.watched == [6, 7]  # two ranks, two loaders, two resource trackers; with the agent
+    # Two ranks, two loaders, two resource trackers; with two agents; with two agents, but without loaders.
+    assert story.watched == [6, 8, 4]
     assert story.left == []
+
+
+def test_for_an_agent_that_stood_by_and_died_there_is_none() -> None:
+    line, variables = command(PLAN, Path("spec.json")), environment(PLAN)
+    with Standby() as standby:
+        assert standby.take(line, variables) is None
+        standby.begin(variables)
+        assert standby.process is not None
+        standby.process.kill()
+        standby.process.wait()
+        assert standby.take(line, variables) is None
+        standby.begin(variables)
+        assert (last := standby.process) is not None
+        assert last.poll() is None
+    assert last.returncode == -signal.SIGKILL
+
+
+def test_an_agent_that_stood_by_ends_with_its_ranks() -> None:
+    """By word of the launcher, whose number it does not carry."""
+    variables = environment(PLAN)
+    with Standby() as standby:
+        standby.begin(variables)
+        agent = standby.take(command(PLAN, Path("spec.json")), variables)
+        assert agent is not None
+        end(agent)
+        assert agent.returncode == -signal.SIGKILL
 
 
 def test_a_run_that_loses_a_rank_in_every_start_gives_up(
