@@ -104,7 +104,8 @@ def test_beam_search_says_what_generate_says_alone_and_together(tiny: Tiny) -> N
     assert together == [describe(run, image[None], picture, **how)[0] for image in images]
     with torch.no_grad():
         prefix = captioner.prefix(captioner.features(torch.from_numpy(normalized(images, picture))))
-        theirs = merged(captioner).decoder.generate(
+        decoder: Any = merged(captioner).decoder
+        theirs = decoder.generate(
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64),
             max_new_tokens=LONGEST,
