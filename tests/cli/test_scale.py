@@ -107,7 +107,7 @@ def test_the_command_times_each_layout_once_and_says_what_cannot_be_seen(
     monkeypatch.setattr(hardware_module, "detect", lambda: two_cores)
     monkeypatch.setattr(trial, "run_trial", timer)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 80.0)
-    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=32, ghost_batch=2)
+    parsed_project.enter(tmp_path, scenes, monkeypatch, global_batch=128, ghost_batch=2)
     result = CliRunner().invoke(app, ["scale", "segmentation", "--ranks", "1", "2", "4", "--steps", "3"])
     assert result.exit_code == 0, result.output
     assert timed == [(1, 2), (2, 1), (1, 1), (4, 1)]
@@ -122,7 +122,7 @@ def test_the_command_times_each_layout_once_and_says_what_cannot_be_seen(
 def test_two_real_ranks_are_timed_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_core = replace(hardware_module.detect(), devices=(), cores=1)  # so that one rank alone is timed once
     monkeypatch.setattr(hardware_module, "detect", lambda: one_core)
-    parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=16, ghost_batch=8)
+    parsed_project.enter_tiny(tmp_path, monkeypatch, global_batch=64, ghost_batch=8)
     _, scale, _, *ranks = readme_command(".venv/bin/slipway scale segmentation --ranks 1 2")
     result = CliRunner().invoke(app, [scale, "tiny", *ranks])
     assert result.exit_code == 0, result.output
