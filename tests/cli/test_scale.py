@@ -134,5 +134,5 @@ def test_two_real_ranks_are_timed_beside_one(tmp_path: Path, monkeypatch: pytest
     assert (float(one["speedup"]), float(one["efficiency"])) == (1, 1)
     alone, together = float(one["step_seconds"]), float(two["step_seconds"])
     assert float(two["speedup"]) == pytest.approx(alone / together, rel=1e-3)
-    assert float(two["samples_per_second"]) == pytest.approx(16 / together, rel=1e-3)
+    assert float(two["samples_per_second"]) == pytest.approx(64 / together, rel=1e-3)
     assert 0 < float(two["sync_seconds"]) < together
