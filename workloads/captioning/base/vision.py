@@ -16,7 +16,7 @@ from workloads.captioning.phrases import COLOURS, DIGITS
 from workloads.captioning.scenes import CELL, CELLS, SIZE, crowded_scenes
 from workloads.captioning.writing import write_model
 
-WIDTH, LAYERS, HEADS = 160, 3, 4
+WIDTH, LAYERS, HEADS = 160, 2, 4
 NUM_PICTURES, BATCH = 24_000, 64
 LEARNING_RATE, WARMUP = 1.5e-3, 100
 # The weights of what is learnt about each part: its digit, its colour, whether it is small, whether anything is there.
