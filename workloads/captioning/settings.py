@@ -49,7 +49,7 @@ class Base(Section):
 class BaseSteps(Section):
     """How long the embedded base models are trained, in optimiser steps."""
 
-    vision: Annotated[int, Field(ge=1)] = 3500
+    vision: Annotated[int, Field(ge=1)] = 3000
     language: Annotated[int, Field(ge=1)] = 1000
 
 
