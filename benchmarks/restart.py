@@ -17,8 +17,7 @@ import psutil
 
 from benchmarks.conditions import load_now, spread, write_result
 from benchmarks.embedded import Embedded, cpu_plan, demo_settings, prepare
-from benchmarks.soak import LOOK_SECONDS, RUN_SECONDS, Training
-from contracts.errors import SlipwayError
+from benchmarks.soak import LOOK_SECONDS, Training
 from engine.beacon import STARTING
 
 BAR = 10.0
@@ -50,7 +49,7 @@ def measure(data: Embedded, number: int) -> dict[str, float]:
     launcher = training.start()
     try:
         training.wait_for(lambda mark: (mark.step or 0) >= KILLED_IN_STEP)
-        old = wait_for_standby(training, launcher)
+        old = training.wait_until(lambda: with_standby(training, launcher), every=LOOK_SECONDS)
         ranks = [one.pid for name, one in old.items() if name.startswith("rank")]
         old["rank 1"].kill()
         killed = time.monotonic()
@@ -70,15 +69,10 @@ def measure(data: Embedded, number: int) -> dict[str, float]:
     return after
 
 
-def wait_for_standby(training: Training, launcher: psutil.Popen) -> dict[str, psutil.Process]:
+def with_standby(training: Training, launcher: psutil.Popen) -> dict[str, psutil.Process] | None:
     """The processes of a training in which an agent stands by: it is there, and has done nothing for a second."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        there = training.processes(launcher)
-        if "standby" in there and there["standby"].cpu_percent(interval=1.0) == 0.0:
-            return there
-        time.sleep(LOOK_SECONDS)
-    raise SlipwayError(f"no agent stands by; it printed:\n{training.log()}")
+    there = training.processes(launcher)
+    return there if "standby" in there and there["standby"].cpu_percent(interval=1.0) == 0.0 else None
 
 
 if __name__ == "__main__":

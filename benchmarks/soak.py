@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -34,6 +34,7 @@ from engine.beacon import Mark, read
 
 POLL_SECONDS, LOOK_SECONDS, STEP_SECONDS, EXIT_SECONDS, RUN_SECONDS = 0.02, 0.2, 0.1, 20.0, 600.0
 NEVER_GIVE_UP = 1000
+Found = TypeVar("Found")
 IN_THE_START = 0.25  # the share of kills that come before the first step
 
 
@@ -110,16 +111,20 @@ class Training:
         return mark if mark and psutil.pid_exists(mark.pid) else None
 
     def wait_for(self, so: Callable[[Mark], bool]) -> Mark:
-        """What rank 0 says as soon as it is `so`.
+        """What rank 0 says as soon as it is `so`; raises as `wait_until`."""
+        return self.wait_until(lambda: mark if (mark := self.mark()) and so(mark) else None)
+
+    def wait_until(self, found: Callable[[], Found | None], *, every: float = 0.01) -> Found:
+        """What `found` gives as soon as it is something; it is asked `every` so many seconds.
 
         Raises:
             SlipwayError: when that takes longer than RUN_SECONDS.
         """
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
-            if (mark := self.mark()) and so(mark):
-                return mark
-            time.sleep(0.01)
+            if there := found():
+                return there
+            time.sleep(every)
         raise SlipwayError(f"{self.spec.output} did not come so far; it printed:\n{self.log()}")
 
     def has_come_to(self, step: int) -> bool:
