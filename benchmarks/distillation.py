@@ -5,7 +5,7 @@ Playing: a step with the cache, by ONNX Runtime as it ships and by torch, agains
 torch: what is by the cache and what by the runtime is told apart. Both of plain AD and of compressed AD, whose compressing counts.
 Histories: seconds a task of the stacked PPO and of the explorer for as many tasks at once as the stage collects, against
 Stable-Baselines3's PPO for one goal after another, each for as many steps of as many streams, and for as many updates; by the
-clock, with as many threads as the machine has cores, as the stage has them, and Stable-Baselines3's also with one: the faster counts.
+clock, with the threads that torch takes, as in the stage, and Stable-Baselines3's also with one: the faster counts.
 The others on one thread; their times are the processor's. Contestants take turns. A bar is met where every row of it reaches it, the
 worst one too; that of playing where as many rollouts are made at once as the stage evaluate makes, and what a single one gains
 stands beside it.
@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from benchmarks.conditions import load_now, write_result
@@ -32,6 +31,7 @@ from contracts.workload import Graph, Run
 from engine.torch_runtime import torch_run
 from serving.runtime import open_run
 from tasks.export import write_artifact
+from tasks.shipping.latency import one_torch_thread
 from workloads.algorithm_distillation.collecting import learn, parts_of
 from workloads.algorithm_distillation.environments import Darkroom
 from workloads.algorithm_distillation.environments.registered import GymnasiumRoom
@@ -62,13 +62,13 @@ BARS = {
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     load, batch = load_now(), histories()
     found: dict[str, list[dict[str, Any]]] = {"training": [], "playing": []}
-    for preset in ("default", "compressed"):
-        settings = DistillationSettings.model_validate(read_params(preset_file(NAME, preset)))
-        found["training"].append({"preset": preset, **training(settings, batch)})
-        found["playing"] += [{"preset": preset, **row} for row in playing(settings, batch)]
+    with one_torch_thread():
+        for preset in ("default", "compressed"):
+            settings = DistillationSettings.model_validate(read_params(preset_file(NAME, preset)))
+            found["training"].append({"preset": preset, **training(settings, batch)})
+            found["playing"] += [{"preset": preset, **row} for row in playing(settings, batch)]
     found["histories"] = [collecting(streams, episodes) for streams, episodes in PPO_RUNS]
     bar = "; ".join(f"{name}: >= {least:g} {words}" for name, (least, words) in BARS.items())
     write_result("distillation", bar=bar, **judged(found), load=load)
@@ -181,13 +181,13 @@ def collecting(streams: int, episodes: int) -> dict[str, float]:
     part = parts_of(settings, num_tasks=len(Darkroom.tasks()))[0]
     tasks = Darkroom.tasks()[part[:, 0]]
     num = len(np.unique(part[:, 0]))
-    cores = psutil.cpu_count() or 1
+    on_one_thread = one_torch_thread()(stable_baselines)
     times = in_turn(
         {
-            "ppo": partial(with_threads, cores, partial(collect, "ppo", tasks, episodes)),
-            "explorer": partial(with_threads, cores, partial(collect, "explorer", tasks, episodes)),
-            "stable_baselines3": partial(with_threads, cores, partial(stable_baselines, streams, episodes)),
-            "stable_baselines3_with_1_thread": partial(with_threads, 1, partial(stable_baselines, streams, episodes)),
+            "ppo": lambda: collect("ppo", tasks, episodes),
+            "explorer": lambda: collect("explorer", tasks, episodes),
+            "stable_baselines3": lambda: stable_baselines(streams, episodes),
+            "stable_baselines3_with_1_thread": lambda: on_one_thread(streams, episodes),
         },
         clock=time.perf_counter,
     )
@@ -200,21 +200,12 @@ def collecting(streams: int, episodes: int) -> dict[str, float]:
         "tasks_at_once": num,
         "ppo_seconds_a_task": ours,
         "explorer_seconds_a_task": explorer,
-        "threads": cores,
+        "threads": torch.get_num_threads(),
         "stable_baselines3_seconds_a_task": times["stable_baselines3"],
-        "stable_baselines3_with_1_thread": times["stable_baselines3_with_1_thread"],
+        "stable_baselines3_seconds_a_task_with_1_thread": times["stable_baselines3_with_1_thread"],
         "ratio": reference / ours,
         "ratio_of_the_explorer": reference / explorer,
     }
-
-
-def with_threads(num: int, work: Callable[[], None]) -> None:
-    """Do it with so many threads, and then go on with one."""
-    torch.set_num_threads(num)
-    try:
-        work()
-    finally:
-        torch.set_num_threads(1)
 
 
 def collect(source: str, tasks: np.ndarray, episodes: int) -> None:
