@@ -70,10 +70,7 @@ def on_cpu(
             "replicas": "copies of the model that take turns in one process: it gains nothing on a CPU"
             if replicas > 1
             else "one model a rank",
-            "micro_batch": "as plan.micro_batch says"
-            if wishes.micro_batch
-            else f"{count(micro_batch // settings.ghost_batch, 'ghost batch')} of {count(settings.ghost_batch, 'sample')}: up to"
-            f" {ENOUGH_SAMPLES} samples at once a core gains speed, beyond that they only need memory",
+            "micro_batch": _micro_batch_reason(micro_batch, settings, wishes),
             "accumulation": accumulation_reason(ranks, micro_batch, accumulation),
             "threads": f"{count(hardware.cores, 'core')} for {count(ranks, 'rank')}"
             + (f", less {workers} loading" if workers else ""),
@@ -104,6 +101,13 @@ def _micro_batch(settings: TrainSettings, ranks: int, fits: Callable[[int], bool
     """One ghost batch, or as many as make ENOUGH_SAMPLES at most, divide a rank's part and fit."""
     sizes = micro_batches(settings, ranks=ranks)
     return max((one for one in sizes if one <= ENOUGH_SAMPLES and fits(one)), default=settings.ghost_batch)
+
+
+def _micro_batch_reason(micro_batch: int, settings: TrainSettings, wishes: PlanSettings) -> str:
+    if wishes.micro_batch:
+        return "as plan.micro_batch says"
+    ghosts = f"{count(micro_batch // settings.ghost_batch, 'ghost batch')} of {count(settings.ghost_batch, 'sample')}"
+    return f"{ghosts}: up to {ENOUGH_SAMPLES} samples at once a core gains speed, beyond that they only need memory"
 
 
 def _ranks(hardware: Hardware, pieces: int, need: Callable[[int], int]) -> int:
