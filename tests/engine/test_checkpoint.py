@@ -13,7 +13,7 @@ from contracts.errors import SlipwayError
 from contracts.files import read_json, write_json
 from engine import checkpoint
 from engine.beacon import WRITING
-from engine.checkpoint import OWN_HASH, Checkpoints
+from engine.checkpoint import OWN_HASH, Checkpoints, copied
 
 
 def _saved(folder: Path, *steps: int, fingerprint: str = "one", keep: int = 2) -> Checkpoints:
@@ -39,6 +39,16 @@ def test_what_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path) ->
     checkpoints.wait()
     _, state = checkpoints.load() or (0, {})
     assert not state["weights"].any()
+
+
+def test_a_copy_is_written_over_the_one_before_where_it_fits() -> None:
+    before = copied({"weights": torch.zeros(3, 4), "moments": [torch.zeros(2)], "rates": torch.zeros(2), "step": 1})
+    state = {"weights": torch.ones(3, 4).T, "moments": [torch.ones(2), torch.ones(3)], "rates": torch.ones(2), "step": 2}
+    after = copied({**state, "average": torch.ones(1)}, into=before)
+    assert after["rates"] is before["rates"]
+    assert after["weights"].shape == (4, 3) and len(after["moments"]) == 2 and after["step"] == 2
+    assert all(bool(value.all()) for value in (after["weights"], *after["moments"], after["rates"], after["average"]))
+    assert not before["weights"].any() and not before["moments"][0].any()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "fingerprint"])
