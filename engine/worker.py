@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
 import re
 import signal
@@ -15,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from contracts.ending import leave
 from contracts.errors import Interrupted
 from contracts.files import write_json
 from contracts.run import RunSpec
@@ -130,24 +129,6 @@ def end_with_parents() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
-def leave(work: Callable[[], int]) -> None:
-    """Do `work`, and have this process end with the status that it gives (1 where it raises) as soon as all that waits for its end is done.
-
-    That is, threads and what asks `atexit` from now on: Python would then take apart all that was imported, a second where torch was,
-    and whoever waits for a lost rank would wait for that, too.
-    """
-    status = 1
-
-    def go() -> None:
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-    atexit.register(go)  # what is registered first comes last
-    status = work()
 
 
 if __name__ == "__main__":

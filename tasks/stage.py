@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from contracts.ending import leave
 from contracts.errors import SlipwayError
 
 # How often each record of train is drawn, where not all are drawn alike; in the folder of prepare.
@@ -18,16 +20,22 @@ def folder(stage: str, workload: str) -> Path:
 
 
 def stage_main(run: Callable[[str], None]) -> None:
-    """Run a stage for the workload named on the command line; a SlipwayError is printed alone and ends with its status."""
+    """Run a stage for the workload named on the command line, and end this process with `status_of` it."""
+    leave(partial(status_of, run))
+
+
+def status_of(run: Callable[[str], None]) -> int:
+    """Run a stage for the workload named on the command line; of a SlipwayError the message alone is printed, and its status given."""
     arguments = sys.argv[1:]
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(
             f"usage: python -m {run.__module__ if run.__module__ != '__main__' else 'tasks.<stage>'} WORKLOAD",
             file=sys.stderr,
         )
-        raise SystemExit(2)
+        return 2
     try:
         run(arguments[0])
     except SlipwayError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.status) from None
+        return error.status
+    return 0
