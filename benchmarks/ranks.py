@@ -4,6 +4,8 @@ Segmentation as params.yaml has it and a small transformer train through the eng
 under `ddp` on two such ranks, each of which has as much to do in a step as the one; on two that share the one's global batch, so
 that each does half, but the optimiser's step whole; and, to see what the machine itself can give, as two runs side by side that do
 not know of each other. They take turns; the numbers are medians over the turns of the median step, validation and start left out.
+Ranks wait for each other in every step, so that what the machine can give is told once more with each step of the two that share
+nothing as long as the slower one's: where other machines' programs take cores away now and then, that is the most to be had.
 The processor's time of a step is given too: it tells what the exchange costs without what waiting, and other programs, cost.
 """
 
@@ -57,12 +59,15 @@ def compare(folder: Path, name: str, global_batch: int, micro_batch: int, *, tur
     plans = {"one": [one], "two": [two], "two with half each": [half], "side by side": [one, one]}
     seconds: dict[str, list[float]] = {what: [] for what in plans}
     work: dict[str, list[float]] = {what: [] for what in seconds}
+    slower: list[float] = []
     for turn in range(turns):
         order = list(seconds) if turn % 2 else [*seconds][::-1]
         for what in order:
-            clock, processor = together([make(plan) for plan in plans[what]], steps)
-            seconds[what].append(clock)
-            work[what].append(processor)
+            runs = together([make(plan) for plan in plans[what]], steps)
+            seconds[what].append(median(median(run["clock"]) for run in runs))
+            work[what].append(median(median(run["processor"]) for run in runs))
+            if what == "side by side":
+                slower.append(median(map(max, *(run["clock"] for run in runs))))
         print(name, {what: round(values[-1], 4) for what, values in seconds.items()}, flush=True)
     alone = median(seconds["one"])
     return {
@@ -73,6 +78,7 @@ def compare(folder: Path, name: str, global_batch: int, micro_batch: int, *, tur
         "ratio_of_each_turn": [first / second for first, second in zip(seconds["one"], seconds["two"], strict=True)],
         "ratio_at_the_same_global_batch": alone / (2 * median(seconds["two with half each"])),
         "ratio_of_two_that_share_nothing": alone / median(seconds["side by side"]),
+        "ratio_of_two_that_share_nothing_but_wait": alone / median(slower),
         "ratio_of_the_processors_time": median(work["one"]) / median(work["two"]),
         "step_seconds": {what: spread(values) for what, values in seconds.items()},
     }
@@ -93,15 +99,14 @@ def makers(folder: Path) -> dict[str, Callable[[Plan], RunSpec]]:
     return {"segmentation": segmentation, "language_model": lambda plan: language_model.spec(folder, plan)}
 
 
-def together(specs: list[RunSpec], steps: int) -> tuple[float, float]:
-    """The median step of some runs that begin at the same time, by the clock and of rank 0's processor."""
+def together(specs: list[RunSpec], steps: int) -> list[dict[str, list[float]]]:
+    """The seconds of each step of some runs that begin at the same time, by the `clock` and of rank 0's `processor`."""
     with tempfile.TemporaryDirectory() as name:
         started = [start(replace(spec, output=f"{name}/{number}"), steps) for number, spec in enumerate(specs)]
         for process in started:
             if process.wait():
                 raise subprocess.CalledProcessError(process.returncode, process.args)
-        found = [read_json(Path(f"{name}/{number}/seconds.json")) for number in range(len(specs))]
-    return median(median(one["clock"]) for one in found), median(median(one["processor"]) for one in found)
+        return [read_json(Path(f"{name}/{number}/seconds.json")) for number in range(len(specs))]
 
 
 def start(spec: RunSpec, steps: int) -> subprocess.Popen[bytes]:
