@@ -483,13 +483,24 @@ def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rank_that_the_system_killed_for_want_of_memory_goes_on_with_smaller_micro_batches(
-    make_tiny_spec: MakeSpec, undisturbed: Any, starved: None, capfd: pytest.CaptureFixture[str]
+    make_tiny_spec: MakeSpec,
+    undisturbed: Any,
+    starved: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """The agent that stood by while the larger ones were tried starts them."""
+    monkeypatch.setattr("engine.launch.STANDBY_AFTER", 0.0)
+    taken: list[Any] = []
+    take = Standby.take
+    monkeypatch.setattr(Standby, "take", lambda *words: taken.append(take(*words)) or taken[-1])
     spec = make_tiny_spec(ranks=2, micro_batch=2 * LARGEST_BATCH, **TRAIN)
     assert launch(spec).steps == NUM_STEPS
     assert difference(spec, undisturbed(make_tiny_spec)) < TOLERANCE
     said = capfd.readouterr().out
     assert "the system killed rank 1: going on from the last checkpoint with micro-batches of 2" in said
+    assert [agent is not None for agent in taken] == [False, True]
+    assert taken[1].returncode == 0
 
 
 def test_where_micro_batches_cannot_be_smaller_the_end_says_what_can(make_tiny_spec: MakeSpec, starved: None) -> None:
