@@ -66,12 +66,12 @@ def torchrun(ranks: int, folder: Path, *, libuv: bool) -> list[str]:
     """What starts so many ranks of this machine, as words for Python; what they are follows.
 
     torchrun's own store asks for libuv whatever USE_LIBUV says (github.com/pytorch/pytorch/issues/178600), a file in `folder`
-    does not.
+    does not. For logs that nobody asked for it would leave a folder of empty folders behind in the system's temporary one.
     """
     file = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}"]
     file += [f"--rdzv-id={uuid.uuid4().hex}", "--local-addr=127.0.0.1"]
     meet = ["--standalone"] if libuv else file
-    return ["-m", TORCHRUN, *meet, f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
+    return ["-m", TORCHRUN, *meet, f"--nproc-per-node={ranks}", f"--log-dir={os.devnull}", "--monitor-interval=0.1"]
 
 
 def process_group_environment(*, libuv: bool) -> dict[str, str]:
