@@ -5,7 +5,7 @@ under `ddp` on two such ranks, each of which has as much to do in a step as the 
 that each does half, but the optimiser's step whole; and, to see what the machine itself can give, as two runs side by side that do
 not know of each other. They take turns; the numbers are medians over the turns of the median step, validation and start left out.
 Ranks wait for each other in every step, so that what the machine can give is told once more with each step of the two that share
-nothing as long as the slower one's: where other machines' programs take cores away now and then, that is the most to be had.
+nothing as long as the slower one's: where other machines' programs take cores away now and then, that is about the most to be had.
 The processor's time of a step is given too: it tells what the exchange costs without what waiting, and other programs, cost.
 """
 
